@@ -1,0 +1,308 @@
+"""Settings of a run: one frozen dataclass, the presets, and their JSON form."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Reading = Literal["paper", "released"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the field, its value and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The defaults are `synthetic20` under the paper's reading (SPEC sections 3, 4)."""
+
+    reading: Reading = "paper"
+    """What the text leaves open: the paper's equations, or what the released code computes."""
+
+    # --- Task ---------------------------------------------------------------------------------------
+    vocab_size: int = 5000
+    """Tokens the generator can emit; padding is not one of them. A corpus sets this itself."""
+    length: int = 20
+    """Tokens a sentence, the end-of-sentence token included; a multiple of the goal horizon."""
+    num_train: int = 10_000
+    """Sentences in the fixed training set of maximum likelihood (synthetic task)."""
+    num_heldout: int = 2_000
+    """Real sentences held out for NLL_gen (for a corpus, at most a tenth of it)."""
+    oracle_hidden: int = 32
+    """Embedding and hidden width of the random oracle LSTM (synthetic task)."""
+    oracle_seed: int = 0
+    """Seed of the random oracle, apart from the seed of the run (synthetic task)."""
+    oracle_file: str = ""
+    """Published oracle parameters to use instead of a random oracle: .npz or the released .pkl."""
+    corpus: str = ""
+    """Text to train on instead of an oracle: UTF-8, one sentence a line, words separated by spaces."""
+    min_count: int = 1
+    """Words seen less often than this in the training split become <unk>."""
+    lowercase: bool = False
+    """Lower-case the corpus."""
+
+    # --- Model --------------------------------------------------------------------------------------
+    filter_windows: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20)
+    """Widths, in tokens, of the discriminator's convolutions; none wider than a sentence."""
+    filter_counts: tuple[int, ...] = (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160)
+    """Filters of each width; their sum is the width of the leaked feature."""
+    discriminator_embedding: int = 64
+    """Width of the discriminator's token embedding."""
+    worker_embedding: int = 32
+    """Width of the Worker's token embedding."""
+    worker_hidden: int = 32
+    """Units of the Worker's LSTM."""
+    manager_hidden: int = 32
+    """Units of the Manager's LSTM."""
+    goal_dim: int = 16
+    """Width of the goal embedding, k."""
+    goal_horizon: int = 4
+    """Tokens a goal looks ahead, C."""
+
+    # --- Training signal ----------------------------------------------------------------------------
+    completions: int = 4
+    """Sampled completions behind each value, N."""
+    rescale_slope: float = 12.0
+    """Slope of the bootstrapped rescaled activation, delta in Eq. 11."""
+    dropout_keep: float = 0.75
+    """Share of the leaked feature kept while the discriminator trains."""
+    discriminator_l2: float = 0.2
+    """Weight of half the squared norm of the discriminator's output layer."""
+    train_temperature: float = 1.0
+    """alpha of the sentences that the policy gradient sees."""
+    negative_temperature: float = 1.0
+    """alpha of the discriminator's negatives."""
+    eval_temperature: float = 1.0
+    """alpha of every sample and likelihood that a metric reports."""
+
+    # --- Optimisation -------------------------------------------------------------------------------
+    batch_size: int = 64
+    """Sentences an update."""
+    generator_lr: float = 1e-3
+    """Adam step size of Manager and Worker in maximum likelihood."""
+    adversarial_lr: float = 1e-3
+    """Adam step size of Manager and Worker in adversarial training."""
+    discriminator_lr: float = 5e-5
+    """Adam step size of the discriminator."""
+    clip_norm: float = 5.0
+    """Global norm that the gradients of Manager and of Worker are clipped to."""
+
+    # --- Schedule -----------------------------------------------------------------------------------
+    pretrain_rounds: int = 10
+    """Pre-training rounds: discriminator draws, then MLE epochs."""
+    pretrain_draws: int = 5
+    """Discriminator draws a pre-training round; each draws new negatives and new positives."""
+    mle_epochs: int = 8
+    """Epochs of maximum likelihood a pre-training round."""
+    draw_size: int = 10_000
+    """Negatives, and as many positives, a discriminator draw."""
+    discriminator_epochs: int = 3
+    """Discriminator epochs over each draw."""
+    adversarial_iterations: int = 100
+    """Adversarial iterations: generator steps, then discriminator draws."""
+    generator_steps: int = 1
+    """Policy-gradient steps an adversarial iteration."""
+    adversarial_draws: int = 5
+    """Discriminator draws an adversarial iteration."""
+    interleave_every: int = 15
+    """Adversarial iterations between two epochs of maximum likelihood; 0 for none."""
+    eval_every: int = 5
+    """MLE epochs of a round, and adversarial iterations, between two evaluations."""
+    eval_samples: int = 9_984
+    """Sentences sampled at each evaluation."""
+    sample_batch: int = 500
+    """Sentences drawn at a time where thousands are drawn; bounds memory."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), typing.get_type_hints(Config)[field.name])
+        for name in _AT_LEAST_ONE:
+            _require(1 <= getattr(self, name) <= _MAX_SIZE, name, self, f"a whole number from 1 to {_MAX_SIZE:,}")
+        for name in _AT_LEAST_ZERO:
+            _require(0 <= getattr(self, name) <= _MAX_SIZE, name, self, f"a whole number from 0 to {_MAX_SIZE:,}")
+        for name in _POSITIVE:
+            _require(0 < getattr(self, name) < float("inf"), name, self, "a positive, finite number")
+        _require(0 < self.dropout_keep <= 1, "dropout_keep", self, "a share above 0 and at most 1")
+        _require(0 <= self.discriminator_l2 < float("inf"), "discriminator_l2", self, "a finite number, 0 or more")
+        _require(self.vocab_size >= 2, "vocab_size", self, "at least 2")
+        _require(self.length <= 10_000, "length", self, "at most 10,000 tokens")
+        _require(
+            self.length % self.goal_horizon == 0,
+            "length",
+            self,
+            f"a multiple of goal_horizon ({self.goal_horizon})",
+        )
+        _require(
+            len(self.filter_windows) == len(self.filter_counts) > 0,
+            "filter_counts",
+            self,
+            f"one count for each of the {len(self.filter_windows)} filter_windows",
+        )
+        _require(
+            len(set(self.filter_windows)) == len(self.filter_windows)
+            and all(1 <= w <= self.length for w in self.filter_windows),
+            "filter_windows",
+            self,
+            f"different widths from 1 to the length, {self.length}",
+        )
+        _require(all(1 <= n <= 100_000 for n in self.filter_counts), "filter_counts", self, "counts from 1 to 100,000")
+        _require(
+            2 * self.draw_size >= self.batch_size or not (self.pretrain_draws or self.adversarial_draws),
+            "draw_size",
+            self,
+            f"at least half of batch_size ({self.batch_size})",
+        )
+        _require(
+            bool(self.corpus) or self.num_train >= self.batch_size,
+            "num_train",
+            self,
+            f"at least batch_size ({self.batch_size})",
+        )
+        _require(not (self.corpus and self.oracle_file), "oracle_file", self, "empty when there is a corpus")
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the leaked feature, F."""
+        return sum(self.filter_counts)
+
+    @property
+    def num_blocks(self) -> int:
+        """Goal horizons a sentence, T / C."""
+        return self.length // self.goal_horizon
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token: one past the vocabulary. To the Worker it is the start token."""
+        return self.vocab_size
+
+    @property
+    def end_id(self) -> int | None:
+        """The end-of-sentence token of a corpus; sentences of the synthetic task have no end but their length."""
+        return 1 if self.corpus else None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_json`, also after a trip through JSON. Raises `ConfigError` on unknown fields."""
+        known = {field.name for field in dataclasses.fields(Config)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+_MAX_SIZE = 10**9
+_AT_LEAST_ONE = (
+    "vocab_size length num_heldout oracle_hidden min_count discriminator_embedding worker_embedding worker_hidden "
+    "manager_hidden goal_dim goal_horizon completions batch_size draw_size discriminator_epochs generator_steps "
+    "eval_every eval_samples sample_batch num_train"
+).split()
+_AT_LEAST_ZERO = (
+    "oracle_seed pretrain_rounds pretrain_draws mle_epochs adversarial_iterations adversarial_draws interleave_every"
+).split()
+_POSITIVE = (
+    "rescale_slope train_temperature negative_temperature eval_temperature generator_lr adversarial_lr "
+    "discriminator_lr clip_norm"
+).split()
+
+
+def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: Any) -> Config:
+    """A preset under one of the two readings, with `overrides` on top.
+
+    Source: SPEC section 4; what `reading` changes beyond the goals is the table of section 3.
+    Raises:
+        ConfigError if the preset, the reading or an override is unknown or cannot work.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    if reading not in _READINGS:
+        raise ConfigError(f"reading is {reading!r}; it must be 'paper' or 'released'")
+    values = {**_READINGS[reading], **PRESETS[name], **_PRESET_READINGS.get((name, reading), {}), **overrides}
+    return Config.from_json({"reading": reading, **values})
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def differences(saved: Config, given: Config) -> list[str]:
+    """`field (saved, given)` for each field in which two configs differ."""
+    saved_values, given_values = saved.to_json(), given.to_json()
+    return [f"{k} ({saved_values[k]!r}, now {given_values[k]!r})" for k in saved_values if saved_values[k] != given_values[k]]
+
+
+_READINGS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {
+        "rescale_slope": 16.0,
+        "dropout_keep": 1.0,
+        "discriminator_l2": 0.0,
+        "interleave_every": 0,
+        "negative_temperature": 1 / 1.5,  # the released code draws D's negatives as it draws evaluation samples
+        "eval_temperature": 1 / 1.5,
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quickstart": {},
+    "synthetic20": {},
+    "synthetic40": {
+        "length": 40,
+        "filter_windows": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 20, 30, 40),
+        "filter_counts": (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160, 160, 160),
+        "oracle_hidden": 64,
+        "generator_lr": 5e-4,
+        "adversarial_lr": 5e-4,
+    },
+    "coco": {
+        "length": 32,
+        "filter_windows": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 32),
+        "filter_counts": (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160, 160),
+        "discriminator_embedding": 256,
+        "worker_embedding": 128,
+        "worker_hidden": 128,
+        "manager_hidden": 128,
+        "pretrain_rounds": 16,
+        "mle_epochs": 12,
+    },
+}
+# What a preset changes under one reading only.
+_PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("synthetic20", "released"): {"generator_lr": 1.5e-3, "adversarial_lr": 1.5e-3},
+    ("synthetic40", "released"): {"worker_embedding": 64, "worker_hidden": 64, "manager_hidden": 64},
+    ("coco", "released"): {"interleave_every": 15},
+}
+PRESET_SUMMARIES = {
+    "quickstart": "a small synthetic oracle, every phase, about two minutes on two CPU cores",
+    "synthetic20": "the paper's synthetic task, sentences of 20 tokens (Table 1); wants an accelerator",
+    "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
+    "coco": "image captions; needs --corpus FILE; wants an accelerator",
+}
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} is {value!r}; it must be a number")
+    elif hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number")
+    elif isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        if not isinstance(value, tuple) or not all(type(v) is int for v in value):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of whole numbers")
+    elif typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(typing.get_args(hint))}")
+    elif not isinstance(value, hint):
+        raise ConfigError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+
+
+def _require(holds: bool, name: str, config: Config, right: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {right}")

@@ -1,0 +1,229 @@
+"""Text corpora: a UTF-8 file of sentences becomes a vocabulary and two padded arrays of word ids.
+
+A row is the ids of a sentence's words, END, then PAD to the length. PAD is one past the vocabulary
+(`Config.pad_id`), so the generator cannot emit it. `END` is `Config.end_id`.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from leakgan_jax.config import Config
+
+UNK, END = 0, 1  # ids; words follow from 2
+MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
+
+PathLike = str | os.PathLike[str]
+
+
+class DataError(ValueError):
+    """Input that cannot be used; the message is one line that names the file and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The words a corpus knows, by id. The first two are `<unk>` and `<end>`; padding is not among them."""
+
+    words: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        # Without <end>: where a text spells it out it is an unknown word, or it would end the sentence early.
+        return {word: i for i, word in enumerate(self.words) if i != END}
+
+    def encode(self, words: Sequence[str]) -> list[int]:
+        """The id of each word, UNK for those not known. Adds no END."""
+        return [self._ids.get(word, UNK) for word in words]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of `ids`, `[T]` int, up to the first END or PAD, with spaces between."""
+        words = []
+        for i in np.asarray(ids).tolist():
+            if i in (END, len(self)):
+                break
+            words.append(self.words[i])
+        return " ".join(words)
+
+    def save(self, path: PathLike) -> None:
+        """Writes JSON for `load`. Whoever reads `path` sees the old file or the new one, never half of one."""
+        path = pathlib.Path(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            text = json.dumps({"words": self.words, "format": _FORMAT}, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: PathLike) -> "Vocabulary":
+        """Reads what `save` wrote. Raises `DataError` if the file is missing or is anything else."""
+        try:
+            with _opened(path, encoding="utf-8") as file:
+                values = json.load(file)
+        except DataError:
+            raise
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+            raise DataError(f"{path}: not JSON; give a vocabulary file as saved with a run") from None
+        if not isinstance(values, dict) or not isinstance(values.get("words"), list):
+            raise DataError(f"{path}: not a vocabulary; it must be a JSON object with a list 'words'")
+        if values.get("format") != _FORMAT:
+            raise DataError(f"{path}: format is {values.get('format')!r}; this version reads format {_FORMAT}")
+        words = tuple(values["words"])
+        if words[:2] != _SPECIAL:
+            raise DataError(f"{path}: the first two words are not <unk> and <end>, as they must be")
+        for i, word in enumerate(words):
+            if not isinstance(word, str) or word.split() != [word]:
+                raise DataError(f"{path}: word {i} is {word!r}; it must be a string, not empty and without spaces")
+        for word, count in collections.Counter(words).items():
+            if count > 1:
+                raise DataError(f"{path}: {word!r} is there {count} times; each word must be there once")
+        return Vocabulary(words)
+
+
+class Corpus(NamedTuple):
+    """A corpus ready to train on: `[sentences, T]` int32 rows of word ids, END, PAD."""
+
+    train: np.ndarray
+    heldout: np.ndarray
+    vocabulary: Vocabulary
+    dropped: int  # sentences left out because they have more than T - 1 words
+    duplicates: int  # held-out sentences that also occur, word for word, in train
+
+
+def load_corpus(config: Config, seed: int) -> Corpus:
+    """Reads and encodes `config.corpus`. Raises `DataError` as `read_sentences` and `encode_corpus` do."""
+    return encode_corpus(read_sentences(config.corpus, config.lowercase), config, seed)
+
+
+def read_sentences(path: PathLike, lowercase: bool) -> list[list[str]]:
+    """The words of each line of a UTF-8 file, split at whitespace; blank lines are skipped.
+
+    Any of the usual line ends will do, and a byte order mark is ignored.
+    Raises:
+        DataError if the file is missing, unreadable, without words, not UTF-8, binary, or has a line longer
+        than `MAX_LINE`.
+    """
+    sentences = []
+    # With surrogateescape a byte that is not UTF-8 arrives in its place as a lone surrogate, which real UTF-8
+    # never holds, so the message can point at it.
+    with _opened(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        read_line = functools.partial(file.readline, MAX_LINE + 1)  # bounds memory, whatever the file
+        for number, line in enumerate(iter(read_line, ""), start=1):
+            if bad := _NOT_TEXT.search(line):
+                raise DataError(f"{path}, line {number}: {_describe(bad)}")
+            if len(line.removesuffix("\n")) > MAX_LINE:
+                raise DataError(f"{path}, line {number}: over {MAX_LINE:,} characters; put one sentence on a line")
+            if words := (line.lower() if lowercase else line).split():
+                sentences.append(words)
+    if not sentences:
+        raise DataError(f"{path}: no words in it; give text with one sentence a line")
+    return sentences
+
+
+def encode_corpus(sentences: Sequence[Sequence[str]], config: Config, seed: int) -> Corpus:
+    """Drops what is too long, splits by `seed`, and encodes with the vocabulary of the training split.
+
+    A tenth of the sentences is held out, at most `config.num_heldout` and at least one. Both splits keep the
+    order of `sentences`. Does not read `config.vocab_size`: the vocabulary made here decides it.
+    Raises:
+        DataError if too few sentences, or no words, are left to train on; it names `config.corpus`.
+    """
+    name, longest = config.corpus, config.length - 1
+    # Cut off at the length instead, a long sentence would teach the model sentences without an end.
+    kept = [words for words in sentences if len(words) <= longest]
+    if sentences and not kept:
+        shortest = min(map(len, sentences))
+        raise DataError(
+            f"{name}: every sentence is too long for length {config.length} ({longest} words and an end); "
+            f"the shortest has {shortest} words, so give a length of at least {shortest + 1}"
+        )
+    if len(kept) < 2:
+        raise DataError(f"{name}: {len(kept)} usable sentence(s) of {len(sentences)}; give at least 2")
+
+    num_heldout = max(1, min(config.num_heldout, len(kept) // 10))
+    order = np.random.default_rng(seed).permutation(len(kept))
+    heldout = [kept[i] for i in np.sort(order[:num_heldout])]
+    train = [kept[i] for i in np.sort(order[num_heldout:])]
+    if len(train) < config.batch_size:
+        raise DataError(
+            f"{name}: {len(train)} training sentence(s) with {num_heldout} held out; "
+            f"give at least batch_size ({config.batch_size}), or lower it"
+        )
+
+    vocabulary = _make_vocabulary(train, config.min_count, name)
+    seen = set(map(tuple, train))
+    return Corpus(
+        train=encode_rows(train, vocabulary, config.length),
+        heldout=encode_rows(heldout, vocabulary, config.length),
+        vocabulary=vocabulary,
+        dropped=len(sentences) - len(kept),
+        duplicates=sum(tuple(words) in seen for words in heldout),
+    )
+
+
+def digest(path: PathLike) -> str:
+    """SHA-256 of a file, in hex. Raises `DataError` if the file is missing or unreadable."""
+    sha = hashlib.sha256()
+    with _opened(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+_SPECIAL = ("<unk>", "<end>")
+_FORMAT = 1  # of the vocabulary file
+_NOT_TEXT = re.compile(r"[\0\udc80-\udcff]")
+
+
+@contextlib.contextmanager
+def _opened(path: PathLike, mode: str = "r", **options: Any) -> Iterator[IO[Any]]:
+    """`open`, with what the system refuses, then or while reading, as a `DataError`."""
+    try:
+        with open(path, mode, **options) as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give the path of a file that exists") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; give the path of a file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from None
+
+
+def _describe(bad: re.Match[str]) -> str:
+    """What is wrong with a character that `_NOT_TEXT` found."""
+    column = bad.start() + 1
+    if bad.group() == "\0":
+        return f"a NUL byte at column {column}, as in binary files; give plain text, saved as UTF-8"
+    return f"not UTF-8 (byte 0x{ord(bad.group()) - 0xDC00:02x} at column {column}); save the file as UTF-8"
+
+
+def _make_vocabulary(sentences: Iterable[Sequence[str]], min_count: int, name: str) -> Vocabulary:
+    """The words seen at least `min_count` times: commonest first, then by the alphabet."""
+    counts = collections.Counter(word for words in sentences for word in words if word not in _SPECIAL)
+    words = [word for word in counts if counts[word] >= min_count]
+    if not words:
+        highest = max(counts.values(), default=0)
+        raise DataError(f"{name}: min_count {min_count} leaves no words, the highest count is {highest}; lower it")
+    return Vocabulary((*_SPECIAL, *sorted(words, key=lambda word: (-counts[word], word))))
+
+
+def encode_rows(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, length: int) -> np.ndarray:
+    """`[n, length]` int32: ids, END, PAD."""
+    rows = np.full((len(sentences), length), len(vocabulary), np.int32)
+    for row, words in zip(rows, sentences, strict=True):
+        row[: len(words) + 1] = [*vocabulary.encode(words), END]
+    return rows

@@ -1,0 +1,76 @@
+"""Rewards: values and features turned into a learning signal.
+
+Source: Guo et al. 2018, arXiv:1709.08624, Eq. 9 and 11; SPEC section 2.
+"""
+
+import jax
+import jax.numpy as jnp
+import chex
+
+from leakgan_jax.models.layers import unit
+from leakgan_jax.types import Array
+
+
+def rescale(values: Array, slope: float, live: Array | None = None) -> Array:
+    """Bootstrapped rescaled activation: a value's rank within the batch, squashed.
+
+    reward[i, j] = sigmoid(slope * (0.5 - rank(i) / B)), rank 1 = highest value, equal values share their mean rank.
+
+    Source: Eq. 11.
+    Args:
+        values: `[B, J]`, one column a block end.
+        slope: delta of Eq. 11, positive.
+        live: `[B, J]` bool; sentences that ended before a block neither count among its `B` nor get a reward.
+    Returns:
+        `[B, J]` in (0, 1); 0 where not live.
+    """
+    chex.assert_rank(values, 2)
+    live = jnp.ones(values.shape, bool) if live is None else live
+    chex.assert_equal_shape([values, live])
+    mine, others = values[:, None], values[None]  # [B, 1, J], [1, B, J]
+    weight = live[None].astype(values.dtype)
+    above = jnp.sum((others > mine) * weight, axis=1)
+    equal = jnp.sum((others == mine) * weight, axis=1)
+    rank = above + (equal + 1) / 2
+    count = jnp.maximum(jnp.sum(live, axis=0), 1)
+    return jnp.where(live, jax.nn.sigmoid(slope * (0.5 - rank / count)), 0.0)
+
+
+def intrinsic(features: Array, goals: Array, *, horizon: int) -> Array:
+    """Rewards each token of one sentence for moving the features along recent goals.
+
+    reward[t - 1] = 1/C sum over i = 1..C of cos(features[t] - features[t - i], goals[t - i])
+
+    Source: Eq. 9. Terms with i > t have no prefix to compare and are dropped from the sum.
+    Args:
+        features: `[T + 1, F]`, leaked features of prefixes 0..T.
+        goals: `[T, F]`, the goal on seeing each prefix, any scale.
+        horizon: C, how many past goals a token answers to; static.
+    Returns:
+        `[T]` in [-1, 1]. A token that leaves the features unmoved scores 0, with finite gradient.
+    """
+    length, width = goals.shape
+    chex.assert_shape(features, (length + 1, width))
+    total = jnp.zeros(length)
+    for i in range(1, min(horizon, length) + 1):
+        total = total.at[i - 1 :].add(cosine(features[i:] - features[:-i], goals[: length - i + 1]))
+    return total / horizon
+
+
+def intrinsic_held(features: Array, held: Array, *, horizon: int) -> Array:
+    """Eq. 9 as released: cos(features[t] - features[block start], the goal held for the block).
+
+    Args:
+        features: `[T + 1, F]`; held: `[T / C, F]`, one goal a block; horizon: C, static.
+    Returns:
+        `[T]` in [-1, 1].
+    """
+    blocks, width = held.shape
+    chex.assert_shape(features, (blocks * horizon + 1, width))
+    starts = jnp.repeat(features[:-1:horizon], horizon, axis=0)
+    return cosine(features[1:] - starts, jnp.repeat(held, horizon, axis=0))
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine of the angle between `a` and `b` on the last axis; 0, with finite gradient, where either is 0."""
+    return jnp.sum(unit(a) * unit(b), axis=-1)

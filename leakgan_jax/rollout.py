@@ -1,0 +1,231 @@
+"""The rollout engine: one scan that samples sentences, completes prefixes, and its bulk form that scores.
+
+A step reads the leaked feature of the prefix so far, lets the Manager set a goal and the Worker draw a token,
+and streams that token into the discriminator's convolutions (SPEC section 5, points 1-4). Each row of a batch
+draws from its own key, so a sentence does not depend on the batch it is in.
+
+The discriminator's features are data to the generator: no gradient flows into them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from leakgan_jax import goals as goals_
+from leakgan_jax.config import Config
+from leakgan_jax.models import discriminator, manager, worker
+from leakgan_jax.models.layers import LSTMState
+from leakgan_jax.sampling import draw, row_uniform
+from leakgan_jax.types import Array, Key, Params, Rollout
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next, for prefixes of `t` tokens; `R` rows."""
+
+    keys: Key  # [R] typed, one a row
+    token: Array  # [R] int32, x_t; the start token where t = 0
+    ended: Array  # [R] bool, the end token was drawn
+    feature: Array  # [R, F], f_t
+    stream: discriminator.StreamState
+    manager: LSTMState
+    worker: LSTMState
+    recent: Array  # [R, C, k], W_psi of the last C goals, oldest first
+    held: Array  # [R, k], the goal embedding of the step before
+
+
+class Step(NamedTuple):
+    """What one step shows of itself."""
+
+    token: Array  # [R] int32, x_{t+1}
+    log_prob: Array  # [R]
+    feature: Array  # [R, F], f_{t+1}
+
+
+def sample(config: Config, params: Params, keys: Key, temperature: Array | float) -> Rollout:
+    """Samples one sentence a key.
+
+    Args:
+        keys: `[B]` typed keys, one a sentence: `jax.random.split(key, B)`.
+        temperature: alpha; logits are divided by it (Eq. 6).
+    """
+    step = _make_step(config, params, temperature)
+    _, steps = jax.lax.scan(step, _start(config, params, keys), (jnp.arange(config.length), None))
+    return _rollout(config, params, steps)
+
+
+def sample_many(config: Config, params: Params, key: Key, num: int, temperature: Array | float) -> tuple[Array, Array]:
+    """Samples `num` sentences, `config.sample_batch` at a time -> tokens and log-probabilities, `[num, T]` each."""
+    batch = min(num, config.sample_batch)
+    keys = jax.random.split(key, -(-num // batch) * batch).reshape(-1, batch)
+
+    def chunk(keys):
+        rollout = sample(config, params, keys, temperature)
+        return rollout.tokens, rollout.log_probs
+
+    tokens, log_probs = jax.lax.map(chunk, keys)
+    return tokens.reshape(-1, config.length)[:num], log_probs.reshape(-1, config.length)[:num]
+
+
+def sample_with_values(config: Config, params: Params, keys: Key, temperature: Array | float) -> tuple[Rollout, Array]:
+    """Samples sentences and, in the same pass, judges each block of `C` tokens by completions of its prefix.
+
+    The completions start as copies of the sentence's own carry at the block end and join the batch, so no prefix
+    is run twice and there are `T` sequential steps in all, not `T` for each prefix and repetition.
+
+    Returns:
+        The rollout, and values `[B, T / C]`: the mean of D over `N` completions of `s_C, s_2C, ...`; in the last
+        column D of the sentence itself (SPEC section 2).
+    """
+    step = _make_step(config, params, temperature)
+    batch, repeats = keys.shape[0], config.completions
+    carry, main = _start(config, params, keys), []
+    for block in range(config.num_blocks):
+        indices = block * config.goal_horizon + jnp.arange(config.goal_horizon)
+        carry, steps = jax.lax.scan(step, carry, (indices, None))
+        main.append(jax.tree.map(lambda x: x[:, :batch], steps))
+        if block + 1 < config.num_blocks:
+            children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), carry)
+            children = children._replace(keys=completion_keys(config, keys, block).reshape(-1))
+            carry = jax.tree.map(lambda *x: jnp.concatenate(x), carry, children)
+    scores = jax.nn.sigmoid(discriminator.logit(config, params.discriminator, carry.feature))
+    own, completed = scores[:batch], scores[batch:].reshape(-1, repeats, batch)
+    values = jnp.concatenate([completed.mean(axis=1), own[None]]).T
+    return _rollout(config, params, jax.tree.map(lambda *x: jnp.concatenate(x), *main)), values
+
+
+def completion_keys(config: Config, keys: Key, block: int) -> Key:
+    """The keys of the `N` completions that start where `block` ends: `[B]` -> `[N, B]`."""
+    # A row's draws fold in 0..T-1; its completions fold in what comes after.
+    data = config.length + block * config.completions + jnp.arange(config.completions)
+    return jax.vmap(lambda d: jax.vmap(lambda k: jax.random.fold_in(k, d))(keys))(data)
+
+
+def complete(
+    config: Config, params: Params, keys: Key, tokens: Array, num_given: Array | int, temperature: Array | float
+) -> Rollout:
+    """Keeps the first `num_given` tokens of each sentence and samples the rest, one completion a key.
+
+    Args:
+        keys: `[B]` typed keys; tokens: `[B, T]` int32; num_given: `[]` int32, 0..T.
+    """
+    step = _make_step(config, params, temperature)
+    indices = jnp.arange(config.length)
+    forced = jnp.where((indices < num_given)[:, None], tokens.T, -1)
+    _, steps = jax.lax.scan(step, _start(config, params, keys), (indices, forced))
+    return _rollout(config, params, steps)
+
+
+def teacher_force(
+    config: Config, params: Params, tokens: Array, features: Array, temperature: Array | float
+) -> tuple[Array, Array]:
+    """Log-probabilities of known sentences, and the goals behind them, all positions in bulk.
+
+    Differentiable in the Worker's parameters through the first result and in the Manager's through the second;
+    the goals reach the log-probabilities as data.
+
+    Args:
+        tokens: `[B, T]` int32, PAD after the end.
+        features: `[B, T + 1, F]` from `discriminator.prefix_features` or a rollout.
+    Returns:
+        log p(x_t | s_{t-1}), `[B, T]`, 0 at PAD; and the Manager's goals, `[B, T, F]`.
+    """
+    features = jax.lax.stop_gradient(features)
+    goals = manager.goals(config, params.manager, features[:, :-1])
+    # Worker's loss must not move the Manager, whose the initial goal is, under the released reading.
+    fixed = params._replace(manager=jax.lax.stop_gradient(params.manager))
+    embedded = worker.embed_goal(config, params.worker, jax.lax.stop_gradient(goals))
+    initial = worker.embed_goal(config, params.worker, goals_.initial_goal(config, fixed))
+    goal_embedding = goals_.embed_sentence(config, embedded, initial)
+    start = jnp.full((tokens.shape[0], 1), config.pad_id, tokens.dtype)
+    inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+    hidden = worker.hidden(config, params.worker, inputs)
+    logits = worker.logits(config, params.worker, hidden, goal_embedding) / temperature
+    # A PAD in `tokens` is no word: its index is clamped here and its log-probability set to 0 below.
+    chosen = jnp.take_along_axis(logits, jnp.minimum(tokens, config.vocab_size - 1)[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(tokens == config.pad_id, 0.0, log_probs), goals
+
+
+def log_probs(config: Config, params: Params, tokens: Array, temperature: Array | float) -> Array:
+    """Log-probabilities of many known sentences, `[n, T]`, in batches that bound memory; no gradient."""
+
+    def score(rows):
+        features = discriminator.prefix_features(config, params.discriminator, rows)
+        return teacher_force(config, params, rows, features, temperature)[0]
+
+    return map_batches(score, tokens, config.batch_size)
+
+
+def map_batches(function, rows: Array, batch: int) -> Array:
+    """`function` of `[batch, ...]` slices of `rows`, one after the other, over any number of rows."""
+    num = rows.shape[0]
+    batch = min(batch, num)
+    padding = -num % batch
+    padded = jnp.concatenate([rows, jnp.broadcast_to(rows[:1], (padding, *rows.shape[1:]))])
+    out = jax.lax.map(function, padded.reshape(-1, batch, *rows.shape[1:]))
+    return out.reshape(-1, *out.shape[2:])[:num]
+
+
+def _start(config: Config, params: Params, keys: Key) -> Carry:
+    batch = keys.shape[0]
+    opened = discriminator.open_stream(config, params.discriminator)
+    stream, pooled = discriminator.start_stream(config, opened, batch)
+    initial = worker.embed_goal(config, params.worker, goals_.initial_goal(config, params))
+    return Carry(
+        keys=keys,
+        token=jnp.full(batch, config.pad_id, jnp.int32),
+        ended=jnp.zeros(batch, bool),
+        feature=discriminator.highway(config, params.discriminator, pooled),
+        stream=stream,
+        manager=manager.initial_state(config, batch),
+        worker=worker.initial_state(config, batch),
+        recent=jnp.broadcast_to(initial, (batch, config.goal_horizon, config.goal_dim)),
+        held=jnp.zeros((batch, config.goal_dim)),
+    )
+
+
+def _make_step(config: Config, params: Params, temperature: Array | float):
+    """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw."""
+    opened = discriminator.open_stream(config, params.discriminator)
+
+    def step(carry: Carry, x: tuple[Array, Array | None]) -> tuple[Carry, Step]:
+        t, forced = x
+        manager_state, goal = manager.step(config, params.manager, carry.manager, carry.feature)
+        goal_embedding = goals_.embed_step(config, carry.recent, carry.held, t)
+        worker_state = worker.step(config, params.worker, carry.worker, carry.token)
+        logits = worker.logits(config, params.worker, worker_state.hidden, goal_embedding) / temperature
+        token = draw(logits, row_uniform(carry.keys, t))
+        if forced is not None:
+            token = jnp.where(forced < 0, token, forced)
+        token = jnp.where(carry.ended, config.pad_id, token)
+        index = jnp.minimum(token, config.vocab_size - 1)
+        log_prob = jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        log_prob = jnp.where(token == config.pad_id, 0.0, log_prob)
+        stream, pooled = discriminator.stream(config, opened, carry.stream, token, t)
+        feature = discriminator.highway(config, params.discriminator, pooled)
+        embedded = worker.embed_goal(config, params.worker, goal)
+        ended = carry.ended if config.end_id is None else carry.ended | (token == config.end_id)
+        carry = Carry(
+            keys=carry.keys,
+            token=token,
+            ended=ended,
+            feature=feature,
+            stream=stream,
+            manager=manager_state,
+            worker=worker_state,
+            recent=jnp.concatenate([carry.recent[:, 1:], embedded[:, None]], axis=1),
+            held=goal_embedding,
+        )
+        return carry, Step(token, log_prob, feature)
+
+    return step
+
+
+def _rollout(config: Config, params: Params, steps: Step) -> Rollout:
+    """Time-major steps of the whole sentence, as a batch-major rollout with the empty prefix's feature in front."""
+    opened = discriminator.open_stream(config, params.discriminator)
+    _, pooled = discriminator.start_stream(config, opened, steps.token.shape[1])
+    first = discriminator.highway(config, params.discriminator, pooled)
+    features = jnp.concatenate([first[None], steps.feature]).swapaxes(0, 1)
+    return Rollout(steps.token.T, steps.log_prob.T, features)

@@ -1,0 +1,410 @@
+"""One run in one directory: the schedule, the loop over it, resuming, and what a finished run is asked later.
+
+A run is a list of units, each one jitted call on device-resident data. Unit `u` draws from `fold_in(key, u)` and
+from nothing else, so the state and the count of units done are all that resuming needs, and a resumed run
+continues to the last bit as if it had never stopped.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leakgan_jax import data, oracle, rollout, training
+from leakgan_jax.checkpoint import Checkpoints, Which
+from leakgan_jax.config import Config, ConfigError, differences
+from leakgan_jax.types import Array, GanState, Key, Params
+
+TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
+CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; one line that names it and what would be right."""
+
+
+class Unit(NamedTuple):
+    """One jitted call of the schedule."""
+
+    phase: str  # pretrain or adversarial
+    kind: str  # discriminator, mle or generator
+    step: int  # MLE epochs (pretrain) or iterations (adversarial) done when the unit ends; from 1
+    evaluate: bool  # whether an evaluation follows
+
+
+class Task(NamedTuple):
+    """What there is to learn, on the device."""
+
+    train: Array  # [n, T] int32, the fixed set of maximum likelihood
+    heldout: Array  # [m, T] int32, real sentences for NLL_gen
+    oracle: oracle.OracleParams | None  # synthetic task
+    vocabulary: data.Vocabulary | None  # real text
+    source: dict[str, Any]  # what the data was, for config.json
+
+    def decode(self, tokens: np.ndarray) -> list[str]:
+        """One line a sentence: words, or ids where there are no words."""
+        if self.vocabulary is None:
+            return [" ".join(map(str, row)) for row in tokens.tolist()]
+        return [self.vocabulary.decode(row) for row in tokens]
+
+
+class Keys(NamedTuple):
+    """The streams of a run, all from its seed."""
+
+    init: Key
+    data: Key
+    train: Key
+    evaluate: Key
+    table: Key
+
+
+def schedule(config: Config) -> list[Unit]:
+    """The units of a whole run, in order (SPEC section 4)."""
+    units = []
+    for round_ in range(config.pretrain_rounds):
+        done = round_ * config.mle_epochs
+        units += [Unit("pretrain", "discriminator", done, False)] * config.pretrain_draws
+        for epoch in range(config.mle_epochs):
+            last = round_ == config.pretrain_rounds - 1 and epoch == config.mle_epochs - 1
+            units.append(Unit("pretrain", "mle", done + epoch + 1, epoch % config.eval_every == 0 or last))
+    for iteration in range(1, config.adversarial_iterations + 1):
+        interleave = config.interleave_every and iteration % config.interleave_every == 0
+        kinds = ["generator"] + ["discriminator"] * config.adversarial_draws + ["mle"] * bool(interleave)
+        evaluate = iteration % config.eval_every == 0 or iteration == config.adversarial_iterations
+        ends = [False] * (len(kinds) - 1) + [evaluate]
+        units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, ends)]
+    return units
+
+
+def load_task(config: Config, seed: int) -> tuple[Config, Task]:
+    """Makes or reads the data, and sets `vocab_size` to what it holds."""
+    if config.corpus:
+        corpus = data.load_corpus(config, seed)
+        source = {
+            "corpus_sha256": data.digest(config.corpus),
+            "train_sentences": len(corpus.train),
+            "heldout_sentences": len(corpus.heldout),
+            "dropped_as_too_long": corpus.dropped,
+            "heldout_also_in_train": corpus.duplicates,
+        }
+        config = dataclasses.replace(config, vocab_size=len(corpus.vocabulary))
+        return config, Task(jnp.array(corpus.train), jnp.array(corpus.heldout), None, corpus.vocabulary, source)
+    source = {}
+    if config.oracle_file:
+        params = oracle.load(config.oracle_file)
+        source["oracle_sha256"] = data.digest(config.oracle_file)
+        config = dataclasses.replace(config, vocab_size=params.embedding.shape[0])
+    else:
+        params = oracle.init(jax.random.key(config.oracle_seed), config.vocab_size, config.oracle_hidden)
+    params = jax.tree.map(jnp.asarray, params)
+    train_key, heldout_key = jax.random.split(_keys(seed).data)
+    draw = jax.jit(oracle.sample, static_argnums=(2, 3))
+    train = draw(params, train_key, config.num_train, config.length)
+    heldout = draw(params, heldout_key, config.num_heldout, config.length)
+    return config, Task(train, heldout, params, None, source)
+
+
+def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: float):
+    """Samples and scores at one temperature.
+
+    Returns:
+        The samples, `[eval_samples, T]`, and `nll_oracle`, `nll_gen`, `nll_div` in nats per token (`None` where
+        one does not apply), `temperature`, `num_samples`, and `distinct`, the share of samples that differ.
+    """
+    tokens, metrics = _evaluate(config, params, task.heldout, key, temperature)
+    nll_oracle = None if task.oracle is None else float(_oracle_nll(task.oracle, tokens))
+    tokens = np.asarray(tokens)
+    metrics = {name: float(value) for name, value in metrics.items()}
+    distinct = len(np.unique(tokens, axis=0)) / len(tokens)
+    shared = {"temperature": temperature, "num_samples": len(tokens), "distinct": distinct}
+    return tokens, {"nll_oracle": nll_oracle, **metrics, **shared}
+
+
+def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, display) -> int | None:
+    """Runs the schedule in `out`, or what is left of it, and writes the report.
+
+    Args:
+        display: told of progress; see `leakgan_jax.display.Display`.
+    Returns:
+        None when the run is complete, or the number of the signal that stopped it after a unit.
+    """
+    from leakgan_jax import report  # matplotlib: not for those who only sample
+
+    config, task = load_task(config, seed)
+    _open_directory(config, seed, task, out, resume, command)
+    units, keys = schedule(config), _keys(seed)
+    with Checkpoints(out, create=True) as checkpoints, _Signals() as signals:
+        state, done, extra = _restore_or_init(config, keys, checkpoints, display)
+        lines = _keep_lines(out / "metrics.jsonl", done)
+        clock = time.monotonic() - extra.get("seconds", 0.0)
+        saved_at = time.monotonic()
+        display.start(config, units, done, task)
+        for index in range(done, len(units)):
+            unit = units[index]
+            began = time.monotonic()
+            state, metrics = _run_unit(config, task, state, unit, jax.random.fold_in(keys.train, index))
+            line = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
+            line |= {name: float(value) for name, value in metrics.items()}
+            unit_seconds = time.monotonic() - began
+            for name, value in line.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RunError(f"{name} is {value} in unit {index + 1} of {out}; the checkpoint before is intact")
+            best = {}
+            if unit.evaluate:
+                key = jax.random.fold_in(keys.evaluate, index)
+                tokens, scores = evaluate(config, task, state.params, key, config.eval_temperature)
+                line |= scores
+                best = {"nll_gen": scores["nll_gen"], "pretrain": float(unit.phase == "pretrain")}
+                write(out / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
+            if unit.phase == "pretrain" and (index + 1 == len(units) or units[index + 1].phase == "adversarial"):
+                extra["mle_last"] = _table_rows(config, task, state.params, keys.table)
+            line["seconds"] = round(time.monotonic() - clock, 3)
+            _append(out / "metrics.jsonl", line)
+            lines.append(line)
+            display.update(index + 1, line, unit_seconds)
+            due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            if unit.evaluate or due or signals.caught or index + 1 == len(units):
+                extra["seconds"] = line["seconds"]
+                checkpoints.save(index + 1, state, extra, best)
+                if due:
+                    report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
+                    saved_at = time.monotonic()
+            if signals.caught:
+                report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
+                return signals.caught
+        display.message("scoring the table")
+        rows = {"LeakGAN": _table_rows(config, task, state.params, keys.table)}
+        if "mle_last" in extra:
+            _, best_params = load_params(out, config, "mle", checkpoints)
+            rows["MLE, best NLL_gen"] = _table_rows(config, task, best_params, keys.table)
+            rows["MLE, last epoch"] = extra["mle_last"]
+    report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
+    report.write_report(out, config, rows, _real_nll(task), json.loads((out / "config.json").read_text()), lines)
+    return None
+
+
+def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
+    """The config, the seed and the rest of `out/config.json`. Raises RunError if there is no readable run."""
+    path = out / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_json(record["config"]), int(record["seed"]), record
+    except FileNotFoundError:
+        raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; give a directory that `train` made") from None
+    except ConfigError as error:
+        raise RunError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
+
+
+def load_params(out: Path, config: Config, which: Which, checkpoints: Checkpoints | None = None) -> tuple[int, Params]:
+    """The number of units done and the parameters of a checkpoint of the run in `out`."""
+    if checkpoints is None:
+        with Checkpoints(out, create=False) as checkpoints:
+            return load_params(out, config, which, checkpoints)
+    restored = checkpoints.restore(_target(config), which)
+    return restored.step, restored.state.params
+
+
+def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path) -> np.ndarray:
+    """Sentences to score: words where the run has a vocabulary, ids otherwise; `[n, T]` int32."""
+    sentences = data.read_sentences(path, config.lowercase)
+    if vocabulary is not None:
+        kept = [words for words in sentences if len(words) < config.length]
+        if not kept:
+            raise data.DataError(f"{path}: every sentence is longer than the run's {config.length - 1} words")
+        return data.encode_rows(kept, vocabulary, config.length)
+    try:
+        rows = np.array([[int(word) for word in words] for words in sentences], np.int32)
+        if rows.shape[1:] != (config.length,) or rows.min() < 0 or rows.max() >= config.vocab_size:
+            raise ValueError
+    except (ValueError, OverflowError):
+        right = f"{config.length} ids from 0 to {config.vocab_size - 1} a line, as this run has no words"
+        raise data.DataError(f"{path}: not sentences of this run; give {right}") from None
+    return rows
+
+
+def stream_samples(config: Config, params: Params, seed: int, num: int, temperature: float) -> Iterator[np.ndarray]:
+    """`num` sentences in batches of at most `sample_batch`, `[n, T]` each."""
+    key, batch = jax.random.key(seed), min(num, config.sample_batch)
+    for i, start in enumerate(range(0, num, batch)):
+        tokens, _ = _sample(config, params, jax.random.fold_in(key, i), batch, temperature)
+        yield np.asarray(tokens)[: num - start]
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file at once: readers see the old text or the new, and a full disk leaves the old."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def work(config: Config, task: Task, kind: str) -> float:
+    """Rough cost of a unit in sentences passed through a network, to guess the time of kinds not yet seen."""
+    if kind == "mle":
+        return 3.0 * len(task.train)
+    if kind == "discriminator":
+        return config.draw_size * (1.0 + 2.0 * config.discriminator_epochs)
+    if kind == "evaluate":
+        return float(config.eval_samples + len(task.heldout))
+    return config.generator_steps * config.batch_size * (4.0 + config.completions * (config.num_blocks - 1) / 2)
+
+
+# Compiled once a run: the config is static, shapes do not change, states are donated.
+_mle_epoch = jax.jit(training.mle_epoch, static_argnums=0, donate_argnums=1)
+_generator_steps = jax.jit(training.generator_steps, static_argnums=0, donate_argnums=1)
+_evaluate = jax.jit(training.evaluate, static_argnums=0)
+_oracle_nll = jax.jit(oracle.nll)
+_sample = jax.jit(rollout.sample_many, static_argnums=(0, 3))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _discriminator_draw(config: Config, state: GanState, task_oracle, train_rows: Array, key: Key):
+    real_key, train_key = jax.random.split(key)
+    if task_oracle is not None:  # real sentences without end, as released
+        real = oracle.sample(task_oracle, real_key, config.draw_size, config.length)
+    else:
+        num, few = train_rows.shape[0], train_rows.shape[0] < config.draw_size
+        real = train_rows[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
+    return training.discriminator_draw(config, state, real, train_key)
+
+
+def _run_unit(config: Config, task: Task, state: GanState, unit: Unit, key: Key):
+    if unit.kind == "mle":
+        state, metrics = _mle_epoch(config, state, task.train, key)
+    elif unit.kind == "generator":
+        state, metrics = _generator_steps(config, state, key)
+    else:
+        state, metrics = _discriminator_draw(config, state, task.oracle, task.train, key)
+    return state, jax.device_get(metrics)
+
+
+def _table_rows(config: Config, task: Task, params: Params, key: Key) -> list[dict[str, Any]]:
+    temperatures = sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
+    return [evaluate(config, task, params, key, temperature)[1] for temperature in temperatures]
+
+
+def _real_nll(task: Task) -> float | None:
+    return None if task.oracle is None else float(_oracle_nll(task.oracle, task.heldout))
+
+
+def _keys(seed: int) -> Keys:
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def _target(config: Config) -> GanState:
+    return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
+
+
+def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bool, command: str) -> None:
+    """Writes `config.json` in a new directory, or checks that the run in an old one is this one."""
+    if resume:
+        saved, saved_seed, record = open_run(out)
+        changed = differences(saved, config)
+        if saved_seed != seed:
+            changed.append(f"seed ({saved_seed}, now {seed})")
+        changed += [f"{k} ({v}, now {task.source.get(k)})" for k, v in record["data"].items() if task.source.get(k) != v]
+        if changed:
+            raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
+        return
+    try:
+        if out.exists() and any(out.iterdir()):
+            what = "already holds a run; add --resume to continue it" if (out / "config.json").exists() else "is not empty"
+            raise RunError(f"{out} {what}, or choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: {error.strerror}; choose another --out") from None
+    record = {
+        "config": config.to_json(),
+        "seed": seed,
+        "data": task.source,
+        "command": command,
+        "versions": _versions(),
+        "device": jax.devices()[0].device_kind,
+    }
+    write(out / "config.json", json.dumps(record, indent=2) + "\n")
+    if task.vocabulary is not None:
+        task.vocabulary.save(out / "vocabulary.json")
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    packages = ("leakgan_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _restore_or_init(config: Config, keys: Keys, checkpoints: Checkpoints, display) -> tuple[GanState, int, dict]:
+    if checkpoints.steps():
+        restored = checkpoints.restore(_target(config), on_skip=display.message)
+        return restored.state, restored.step, restored.extra
+    return jax.jit(training.init, static_argnums=0)(config, keys.init), 0, {}
+
+
+def _keep_lines(path: Path, done: int) -> list[dict[str, Any]]:
+    """Cuts metric lines after unit `done` (they will come again), and one that a kill left half written."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                if line["unit"] <= done:
+                    lines.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+    write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}; resume when there is room") from None
+
+
+class _Signals:
+    """SIGINT and SIGTERM end the run after the unit in hand; a second one ends it at once."""
+
+    def __init__(self):
+        self.caught: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _frame) -> None:
+        if self.caught:
+            raise KeyboardInterrupt
+        self.caught = number

@@ -1,0 +1,198 @@
+"""Training: the updates of the three networks, and the scans over device-resident data built from them.
+
+Steps are pure, `(config, state, data, key) -> (state, metrics)`, and not jitted: callers jit, scan, vmap or shard
+them, with `config` static. Everything here draws from the key it is given and from nothing else.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from leakgan_jax import goals as goals_
+from leakgan_jax import losses, rewards, rollout
+from leakgan_jax.config import Config
+from leakgan_jax.models import discriminator, manager, worker
+from leakgan_jax.types import Array, GanState, Key, Metrics, NetState, Params
+
+
+def init(config: Config, key: Key) -> GanState:
+    """Draws the three networks and zeroes their optimizers. Consumes `key`."""
+    manager_key, worker_key, discriminator_key = jax.random.split(key, 3)
+    supervised, adversarial, of_discriminator = optimizers(config)
+
+    def generator_net(params):
+        moments = {"supervised": supervised.init(params), "adversarial": adversarial.init(params)}
+        return NetState(params, moments)
+
+    d_params = discriminator.init(config, discriminator_key)
+    return GanState(
+        manager=generator_net(manager.init(config, manager_key)),
+        worker=generator_net(worker.init(config, worker_key)),
+        discriminator=NetState(d_params, of_discriminator.init(d_params)),
+    )
+
+
+def optimizers(config: Config):
+    """Adam for the generator's supervised and adversarial updates, clipped, and for the discriminator.
+
+    Manager and Worker are updated apart: each has moments and a gradient norm of its own.
+    """
+
+    def clipped(learning_rate):
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(learning_rate))
+
+    return clipped(config.generator_lr), clipped(config.adversarial_lr), optax.adam(config.discriminator_lr)
+
+
+def mle_step(config: Config, state: GanState, tokens: Array) -> tuple[GanState, Metrics]:
+    """One supervised update of Manager (Eq. 10) and Worker (maximum likelihood) on real `tokens`, `[B, T]`."""
+    features = discriminator.prefix_features(config, state.discriminator.params, tokens)
+    ones = jnp.ones((tokens.shape[0], len(goals_.transitions(config)[0])))
+
+    def loss(params):
+        log_probs, goals = rollout.teacher_force(config, params, tokens, features, 1.0)
+        nll = losses.negative_log_likelihood(log_probs, tokens != config.pad_id)
+        goal_loss = _manager_loss(config, params, tokens, features, goals, ones)
+        return nll + goal_loss, {"worker_loss": nll, "manager_loss": goal_loss}
+
+    return _update_generator(config, state, loss, "supervised")
+
+
+def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState, Metrics]:
+    """One adversarial update of Manager (Eq. 7) and Worker (Eq. 8) on `batch_size` sentences of their own.
+
+    `value` and `reward` in the metrics are means: of D's score of the completions, before ranking, and of the
+    Worker's intrinsic reward (the ranks' own mean never moves).
+    """
+    keys = jax.random.split(key, config.batch_size)
+    sampled, values = rollout.sample_with_values(config, state.params, keys, config.train_temperature)
+    tokens, features = sampled.tokens, sampled.features
+    mask = tokens != config.pad_id
+    rescaled = rewards.rescale(values, config.rescale_slope, goals_.live_blocks(config, mask))
+    goal_rewards = rescaled[:, goals_.transitions(config)[1]]
+
+    def loss(params):
+        log_probs, goals = rollout.teacher_force(config, params, tokens, features, config.train_temperature)
+        goal_loss = _manager_loss(config, params, tokens, features, goals, goal_rewards)
+        fixed = jax.lax.stop_gradient
+        reward = goals_.intrinsic_reward(config, features, fixed(goals), fixed(goals_.initial_goal(config, params)))
+        worker_loss = losses.policy_gradient(log_probs, reward, mask)
+        metrics = {
+            "manager_loss": goal_loss,
+            "worker_loss": worker_loss,
+            "value": values[:, -1].mean(),
+            "reward": losses.masked_mean(reward, mask),
+            "entropy": -losses.masked_mean(log_probs, mask),
+        }
+        return goal_loss + worker_loss, metrics
+
+    return _update_generator(config, state, loss, "adversarial")
+
+
+def discriminator_step(
+    config: Config, state: GanState, tokens: Array, is_real: Array, key: Key
+) -> tuple[GanState, Metrics]:
+    """One update of D on `tokens` `[B, T]` with labels `is_real` `[B]` (1 real, 0 generated); `key` for dropout."""
+
+    def loss(params):
+        features = discriminator.highway(config, params, discriminator.pooled(config, params, tokens))
+        if config.dropout_keep < 1:
+            kept = jax.random.bernoulli(key, config.dropout_keep, features.shape)
+            features = jnp.where(kept, features / config.dropout_keep, 0.0)
+        logits = discriminator.logit(config, params, features)
+        squared = jnp.sum(params["output_kernel"] ** 2) + params["output_bias"] ** 2
+        entropy = losses.discriminator(logits, is_real)
+        accuracy = jnp.mean((logits > 0) == (is_real > 0.5))
+        metrics = {"discriminator_loss": entropy, "discriminator_accuracy": accuracy}
+        return entropy + config.discriminator_l2 * 0.5 * squared, metrics
+
+    grads, metrics = jax.grad(loss, has_aux=True)(state.discriminator.params)
+    _, _, optimizer = optimizers(config)
+    return state.replace(discriminator=_apply(optimizer, state.discriminator, grads)), metrics
+
+
+def mle_epoch(config: Config, state: GanState, corpus: Array, key: Key) -> tuple[GanState, Metrics]:
+    """One supervised epoch over `corpus`, `[n, T]`, in a random order; what does not fill a batch sits out."""
+    order = _batches(key, corpus.shape[0], config.batch_size)
+    state, metrics = jax.lax.scan(lambda s, rows: mle_step(config, s, corpus[rows]), state, order)
+    return state, _mean(metrics)
+
+
+def generator_steps(config: Config, state: GanState, key: Key) -> tuple[GanState, Metrics]:
+    """The adversarial generator updates of one iteration, `config.generator_steps` of them."""
+    keys = jax.random.split(key, config.generator_steps)
+    state, metrics = jax.lax.scan(lambda s, k: generator_step(config, s, k), state, keys)
+    return state, _mean(metrics)
+
+
+def discriminator_draw(config: Config, state: GanState, real: Array, key: Key) -> tuple[GanState, Metrics]:
+    """Draws as many negatives as there are sentences in `real`, `[n, T]`, and trains D on both for its epochs."""
+    sample_key, epochs_key = jax.random.split(key)
+    num = real.shape[0]
+    generated, _ = rollout.sample_many(config, state.params, sample_key, num, config.negative_temperature)
+    tokens = jnp.concatenate([real, generated])
+    is_real = jnp.concatenate([jnp.ones(num), jnp.zeros(num)])
+
+    def epoch(state, epoch_key):
+        order_key, dropout_key = jax.random.split(epoch_key)
+        order = _batches(order_key, 2 * num, config.batch_size)
+
+        def step(state, x):
+            rows, step_key = x
+            return discriminator_step(config, state, tokens[rows], is_real[rows], step_key)
+
+        return jax.lax.scan(step, state, (order, jax.random.split(dropout_key, order.shape[0])))
+
+    state, metrics = jax.lax.scan(epoch, state, jax.random.split(epochs_key, config.discriminator_epochs))
+    return state, _mean(metrics)
+
+
+def evaluate(config: Config, params: Params, heldout: Array, key: Key, temperature: Array | float) -> tuple[Array, Metrics]:
+    """Samples `eval_samples` sentences and scores `heldout`, `[n, T]`, at the same temperature.
+
+    Returns:
+        The sampled tokens, `[eval_samples, T]`, and in nats per token `nll_gen`, of real held-out sentences under
+        the generator, and `nll_div`, of its own samples.
+    """
+    tokens, own = rollout.sample_many(config, params, key, config.eval_samples, temperature)
+    real = rollout.log_probs(config, params, heldout, temperature)
+    nll_gen = losses.negative_log_likelihood(real, heldout != config.pad_id)
+    nll_div = losses.negative_log_likelihood(own, tokens != config.pad_id)
+    return tokens, {"nll_gen": nll_gen, "nll_div": nll_div}
+
+
+def _manager_loss(config: Config, params: Params, tokens, features, goals, goal_rewards) -> Array:
+    initial = goals_.initial_goal(config, params)
+    start, _ = goals_.transitions(config)
+    mask = (tokens != config.pad_id)[:, start]
+    return losses.manager(goals_.alignment(config, features, goals, initial), goal_rewards, mask)
+
+
+def _update_generator(config: Config, state: GanState, loss, kind: str) -> tuple[GanState, Metrics]:
+    """Steps Manager and Worker down `loss(params)`, whose terms each move one of the two only."""
+
+    def of_generator(manager_params, worker_params):
+        return loss(Params(manager_params, worker_params, state.discriminator.params))
+
+    grads, metrics = jax.grad(of_generator, argnums=(0, 1), has_aux=True)(state.manager.params, state.worker.params)
+    supervised, adversarial, _ = optimizers(config)
+    optimizer = supervised if kind == "supervised" else adversarial
+    nets = [_apply(optimizer, net, grad, kind) for net, grad in zip((state.manager, state.worker), grads)]
+    return state.replace(manager=nets[0], worker=nets[1]), metrics
+
+
+def _apply(optimizer, net: NetState, grads: Any, kind: str | None = None) -> NetState:
+    old = net.opt_state if kind is None else net.opt_state[kind]
+    updates, new = optimizer.update(grads, old, net.params)
+    return NetState(optax.apply_updates(net.params, updates), new if kind is None else {**net.opt_state, kind: new})
+
+
+def _batches(key: Key, num: int, batch: int) -> Array:
+    """A random order of `num` rows, cut into whole batches: `[num // batch, batch]`."""
+    return jax.random.permutation(key, num)[: num // batch * batch].reshape(-1, batch)
+
+
+def _mean(metrics: Metrics) -> Metrics:
+    return jax.tree.map(jnp.mean, metrics)
