@@ -9,6 +9,7 @@ once the metrics file it chooses the best by is unreadable.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from leakgan_jax.types import GanState
 Which = Literal["newest", "best", "mle"]
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
+_SYSTEM_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # within a long message of tensorstore's
 
 # Orbax reports progress and every failure through absl; the failures reach the caller as exceptions anyhow.
 logging.getLogger("absl").addFilter(lambda entry: f"{os.sep}orbax{os.sep}" not in entry.pathname)
@@ -76,8 +78,8 @@ class Checkpoints:
             raise CheckpointError(f"{self._root}: cannot be written")
         if create:
             self._tidy()
-        items = dict(state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler())
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
+        state, record = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state, record=record))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -182,7 +184,7 @@ class Checkpoints:
             try:
                 metrics[step] = self._record(step)["metrics"]
             except Exception as error:
-                if any(self._at(step).iterdir()):  # a stray empty directory never was a checkpoint
+                if any(self._at(step).glob("*")):  # a stray empty directory never was a checkpoint
                     damage = f"checkpoint {step} is damaged ({_reason(error)})"
                     raise CheckpointError(f"{self._root}: cannot tell which is {which!r}: {damage}") from error
         return _lowest(metrics, which)
@@ -262,20 +264,30 @@ def _seal(record: dict) -> str:
 
 @contextlib.contextmanager
 def _stragglers_silenced():
-    """Once one array cannot be read, tensorstore prints a traceback for each of the others that is still being read."""
-    hook = sys.unraisablehook
+    """Once one array cannot be read, asyncio prints a traceback for each of the others that is still being read."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook = lambda entry: None if str(entry.exc_value) == "Event loop is closed" else hook(entry)
+    log.addFilter(_never_retrieved)
     try:
         yield
-    except Exception:
+    except Exception as error:
         time.sleep(0.05)  # time for the others to end
+        error.__traceback__ = None  # its frames hold the others' futures, which complain when they are freed
+        gc.collect()
         raise
     finally:
         sys.unraisablehook = hook
+        log.removeFilter(_never_retrieved)
+
+
+def _never_retrieved(entry: logging.LogRecord) -> bool:
+    """A filter for asyncio's log."""
+    return "exception was never retrieved" not in entry.getMessage()
 
 
 def _reason(error: Exception) -> str:
     """One line of bounded length."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = " ".join(text.split())[:200]
+    system = _SYSTEM_ERROR.search(text)
+    line = os.strerror(int(system[1])) if system else " ".join(text.split())[:200]
     return line if isinstance(error, (ValueError, OSError)) and line else f"{type(error).__name__}: {line}"

@@ -29,9 +29,9 @@ def draw(logits: Array, uniform: Array) -> Array:
 
     The words are cut into about sqrt(V) groups; the uniform picks a group by the groups' sums, and what is left
     of it, rescaled to [0, 1], a word of that group. So one pass over the logits does, with neither V random
-    numbers (`jax.random.categorical`) nor V cumulative sums: on two CPU cores [64, 5000] takes MEASURED64 and
-    [500, 5000] MEASURED500. Logits of bfloat16 are cast to float32; `categorical` draws its noise in the dtype of
-    the logits, and is biased there.
+    numbers nor V cumulative sums: on two CPU cores, with its uniforms, [64, 5000] takes 0.5 ms and [500, 5000]
+    4.3 ms, against 6.3 and 75 ms of `jax.random.categorical`. Logits of bfloat16 are cast to float32;
+    `categorical` draws its noise in the dtype of the logits (a word of probability 1/64 came 13 % too often).
 
     Args:
         logits: `[R, V]` float, any offset; -inf marks words that must not be drawn.

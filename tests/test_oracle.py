@@ -23,11 +23,16 @@ ALMOST_ONE = 1 - 2**-24  # the float32 below 1
 needs_published = pytest.mark.skipif(
     not (PUBLISHED / "target_params.npz").exists(), reason="the published oracle is not beside the repository"
 )
+init = jax.jit(oracle.init, static_argnums=(1, 2))
+draw = jax.jit(sampling.draw)
+row_uniform = jax.jit(sampling.row_uniform)
+sample = jax.jit(oracle.sample, static_argnums=(2, 3))
+log_prob = jax.jit(oracle.log_prob)
 
 
 @functools.cache
 def small(num_words=7, hidden=3):
-    return oracle.init(jax.random.key(11), num_words, hidden)
+    return init(jax.random.key(11), num_words, hidden)
 
 
 def arrays_of(params):
@@ -78,7 +83,7 @@ class SlowOracle:
 
 
 def test_init_is_standard_normal_and_every_array_differs():
-    params = oracle.init(jax.random.key(3), 200, 16)
+    params = init(jax.random.key(3), 200, 16)
     assert params.embedding.shape == (200, 16) and params.Wo.shape == (16, 200) and params.bo.shape == (200,)
     values = np.concatenate([array.ravel() for array in arrays_of(params)])
     assert all(array.dtype == jnp.float32 for array in params)
@@ -88,20 +93,19 @@ def test_init_is_standard_normal_and_every_array_differs():
         oracle.init(jax.random.key(3), 0, 16)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("batch, length", [(1, 1), (4, 6)])
-def test_log_prob_matches_loops(batch, length, wrap):
+def test_log_prob_matches_loops(batch, length):
     tokens = np.random.default_rng(batch).integers(0, 7, (batch, length))
     slow = [SlowOracle(small()).log_prob(row) for row in tokens]
-    fast = wrap(oracle.log_prob)(small(), jnp.asarray(tokens, jnp.int32))
+    fast = log_prob(small(), jnp.asarray(tokens, jnp.int32))
     assert fast.dtype == jnp.float32
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
 
 
 def test_probabilities_of_all_sentences_sum_to_one():
     sentences = np.array(list(np.ndindex(4, 4, 4)), np.int32)
-    params = oracle.init(jax.random.key(5), 4, 3)
-    assert np.exp(oracle.log_prob(params, jnp.asarray(sentences)).sum(axis=1)).sum() == pytest.approx(1, abs=1e-5)
+    params = small(4, 3)
+    assert np.exp(np.asarray(log_prob(params, sentences)).sum(axis=1)).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_two_word_oracle_known_by_hand():
@@ -109,14 +113,15 @@ def test_two_word_oracle_known_by_hand():
     params = zeros._replace(bo=jnp.log(jnp.array([3.0, 1.0])))  # state stays 0: p = 3/4, 1/4 at every position
     tokens = jnp.array([[0, 0, 1, 0], [1, 0, 0, 0]], jnp.int32)
     expected = -(6 * math.log(3 / 4) + 2 * math.log(1 / 4)) / 8
-    assert float(oracle.nll(params, tokens)) == pytest.approx(expected, rel=1e-6)
+    assert float(jax.jit(oracle.nll)(params, tokens)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("batch", [3, 4, 11])
 def test_nll_in_chunks_is_the_plain_mean(batch, monkeypatch):
     monkeypatch.setattr(oracle, "_CHUNK", 4)
-    tokens = jnp.asarray(np.random.default_rng(batch).integers(0, 7, (batch, 3)), jnp.int32)
-    assert float(oracle.nll(small(), tokens)) == pytest.approx(-float(oracle.log_prob(small(), tokens).mean()), rel=1e-6)
+    tokens = np.random.default_rng(batch).integers(0, 7, (batch, 3), np.int32)
+    chunked = jax.jit(lambda params, tokens: oracle.nll(params, tokens))  # a new function: traced with this _CHUNK
+    assert float(chunked(small(), tokens)) == pytest.approx(-np.asarray(log_prob(small(), tokens)).mean(), rel=1e-6)
 
 
 def test_tokens_are_checked():
@@ -128,37 +133,37 @@ def test_tokens_are_checked():
 
 
 def test_sample_matches_loops():
-    tokens = jax.jit(oracle.sample, static_argnums=(2, 3))(small(), jax.random.key(8), 6, 5)
+    tokens = sample(small(), jax.random.key(8), 6, 5)
     slow = [SlowOracle(small()).sample(row_key, 5) for row_key in jax.random.split(jax.random.key(8), 6)]
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, slow)
 
 
 def test_a_row_does_not_depend_on_its_batch_nor_a_token_on_the_length():
-    many = oracle.sample(small(), jax.random.key(9), 9, 5)
+    many = sample(small(), jax.random.key(9), 6, 5)
     np.testing.assert_array_equal(
         jax.random.key_data(jax.random.split(jax.random.key(9), 2)),
-        jax.random.key_data(jax.random.split(jax.random.key(9), 9))[:2],
+        jax.random.key_data(jax.random.split(jax.random.key(9), 6))[:2],
     )  # so that the first two rows have the same keys
-    np.testing.assert_array_equal(oracle.sample(small(), jax.random.key(9), 2, 5), many[:2])
-    np.testing.assert_array_equal(oracle.sample(small(), jax.random.key(9), 9, 3), many[:, :3])
+    np.testing.assert_array_equal(sample(small(), jax.random.key(9), 2, 5), many[:2])
+    np.testing.assert_array_equal(sample(small(), jax.random.key(9), 6, 3), many[:, :3])
 
 
 @needs_published
 def test_published_oracle_scores_itself_as_published():
     params = oracle.load(PUBLISHED / "target_params.npz")
-    tokens = jax.jit(oracle.sample, static_argnums=(2, 3))(params, jax.random.key(0), 2000, 20)
+    tokens = sample(params, jax.random.key(0), 2000, 20)
     assert float(jax.jit(oracle.nll)(params, tokens)) == pytest.approx(5.75, abs=0.06)
     slow = [SlowOracle(params).log_prob(row) for row in np.asarray(tokens[:3])]
-    np.testing.assert_allclose(oracle.log_prob(params, tokens[:3]), slow, atol=2e-4)
+    np.testing.assert_allclose(log_prob(params, tokens[:3]), slow, atol=2e-4)
 
 
 # --- the draw ----------------------------------------------------------------------------------------------------
 
 
 def draw_one(logits, *uniforms):
-    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (len(uniforms), len(logits)))
-    return np.asarray(jax.jit(sampling.draw)(rows, jnp.asarray(uniforms, jnp.float32)))
+    rows = np.broadcast_to(np.asarray(logits, np.float32), (len(uniforms), len(logits)))
+    return np.asarray(draw(rows, np.asarray(uniforms, np.float32)))
 
 
 @pytest.mark.parametrize("num_words", [1, 2, 3, 16, 101, 5000])
@@ -193,42 +198,42 @@ def test_draw_never_takes_an_impossible_word(num_words, where):
     rng = np.random.default_rng(2)
     for scale in (0.1, 30.0):
         logits = np.where(possible, rng.normal(size=num_words) * scale, -np.inf)
-        edges = np.cumsum(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[:: num_words // 50 + 1]
+        cumulative = np.cumsum(np.exp(logits - logits.max()))
+        edges = rng.choice(cumulative / cumulative[-1], 50)
         near = [np.nextafter(np.float32(e), np.float32(side)) for e in edges for side in (0, 2)]
-        drawn = draw_one(logits, 0.0, 2**-23, 2**-149, ALMOST_ONE, *np.clip(near, 0, ALMOST_ONE), *rng.random(200))
+        drawn = draw_one(logits, 0.0, 2**-23, 2**-149, ALMOST_ONE, *np.clip(near, 0, ALMOST_ONE), *rng.random(96))
         assert drawn.min() >= 0 and drawn.max() < num_words and possible[drawn].all()
 
 
 def test_draw_frequencies_match_probabilities():
-    logits = jnp.array([0.0, 1.0, -2.0, 0.5, -0.5, 2.0, -1.0])
+    logits = np.array([0.0, 1.0, -2.0, 0.5, -0.5, 2.0, -1.0], np.float32)
     num = 20_000
-    uniform = sampling.row_uniform(jax.random.split(jax.random.key(4), num), 3)
-    counts = np.bincount(sampling.draw(jnp.broadcast_to(logits, (num, 7)), uniform), minlength=7)
-    expected = num * np.asarray(jax.nn.softmax(logits))
+    uniform = row_uniform(jax.random.split(jax.random.key(4), num), 3)
+    counts = np.bincount(draw(np.broadcast_to(logits, (num, 7)), uniform), minlength=7)
+    expected = num * np.exp(logits) / np.exp(logits).sum()
     assert ((counts - expected) ** 2 / expected).sum() < 22.5  # chi-square, 6 degrees of freedom: p = 0.001
 
 
 def test_draw_casts_bfloat16_and_checks_shapes():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(50, 101)), jnp.bfloat16)
-    uniform = jnp.asarray(np.random.default_rng(1).random(50), jnp.float32)
-    expected = sampling.draw(logits.astype(jnp.float32), uniform)
-    np.testing.assert_array_equal(sampling.draw(logits, uniform), expected)
+    uniform = np.random.default_rng(1).random(50, np.float32)
+    expected = draw(logits.astype(jnp.float32), uniform)
+    np.testing.assert_array_equal(draw(logits, uniform), expected)
     with pytest.raises(AssertionError):
         sampling.draw(logits, uniform[:1])
 
 
 def test_draw_without_a_distribution_stays_in_range():
-    rows = jnp.array([[-np.inf] * 5, [np.nan] * 5, [np.inf] * 5, [np.inf, 0, np.nan, 0, 0]])
-    drawn = sampling.draw(rows, jnp.full(4, 0.9))
+    rows = np.array([[-np.inf] * 5, [np.nan] * 5, [np.inf] * 5, [np.inf, 0, np.nan, 0, 0]], np.float32)
+    drawn = np.asarray(draw(rows, np.full(4, 0.9, np.float32)))
     assert ((drawn >= 0) & (drawn < 5)).all()
 
 
 def test_row_uniform_depends_on_its_row_and_position_alone():
-    data = jax.random.key_data(jax.random.split(jax.random.key(6), 5))
-    keys = lambda rows: jax.random.wrap_key_data(data[jnp.array(rows)])
-    one = np.asarray(sampling.row_uniform(keys([0, 1, 2, 3, 4]), 2))
-    np.testing.assert_array_equal(sampling.row_uniform(keys([3, 1]), 2), one[[3, 1]])
-    other = np.asarray(sampling.row_uniform(keys([0, 1, 2, 3, 4]), 3))
+    data = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(6), 5)))
+    one = np.asarray(row_uniform(jax.random.wrap_key_data(data), 2))
+    np.testing.assert_array_equal(row_uniform(jax.random.wrap_key_data(data[[3, 1]]), 2), one[[3, 1]])
+    other = np.asarray(row_uniform(jax.random.wrap_key_data(data), 3))
     assert one.dtype == np.float32 and len({*one, *other}) == 10 and 0 <= one.min() and one.max() < 1
 
 
@@ -292,8 +297,10 @@ def test_load_gives_back_what_was_written(tmp_path, kind, dtype):
     order = "F" if kind == "fortran" else "C"
     arrays = [array.astype(dtype, order=order) for array in arrays_of(small())]
     protocol = int(kind[-1]) if kind[-1].isdigit() else 3
-    as_npz = functools.partial(npz_bytes, **dict(zip(OracleParams._fields, arrays, strict=True)))
-    content = {"npz": as_npz, "pickle 0": lambda: old_pickle(arrays)}.get(kind, lambda: pickle.dumps(arrays, protocol))()
+    if kind == "npz":
+        content = npz_bytes(**dict(zip(OracleParams._fields, arrays, strict=True)))
+    else:
+        content = pickle.dumps(arrays, protocol) if protocol else old_pickle(arrays)
     loaded = load_bytes(tmp_path, content)
     for name, array in zip(OracleParams._fields, arrays, strict=True):
         np.testing.assert_array_equal(getattr(loaded, name), array.astype(np.float32), err_msg=name)
@@ -377,7 +384,7 @@ def test_wrong_arrays(tmp_path):
 
 
 def test_a_forged_memo_index_costs_no_memory(tmp_path):
-    fails(tmp_path, b"\x80\x03]r\xff\xff\xff\xff.", "should be a list of 15")
+    fails(tmp_path, b"\x80\x03]r\xff\xff\xff\xff.", "holds 0 arrays, should hold 15")
 
 
 def packed(**arrays):
@@ -391,7 +398,7 @@ def packed(**arrays):
 
 @pytest.mark.filterwarnings("ignore")  # NumPy and Python warn of odd headers
 @pytest.mark.parametrize("kind", ["npz", "packed npz", "pickle 3", "pickle 4", "old pickle"])
-def test_damaged_files_raise_oracle_error_alone(tmp_path, kind, monkeypatch):
+def test_damaged_files_raise_oracle_error_alone(tmp_path, kind):
     arrays = arrays_of(small(2, 1))
     named = dict(zip(OracleParams._fields, arrays, strict=True))
     content = {
@@ -403,7 +410,7 @@ def test_damaged_files_raise_oracle_error_alone(tmp_path, kind, monkeypatch):
     }[kind]()
     rng = random.Random(kind)
     refused = 0
-    for _ in range(250):
+    for _ in range(200):
         damaged = bytearray(content)
         for _ in range(rng.choice([1, 1, 2, 8])):
             at = rng.randrange(len(damaged))
@@ -422,4 +429,4 @@ def test_damaged_files_raise_oracle_error_alone(tmp_path, kind, monkeypatch):
         except OracleError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert refused > 50  # some damage lies in the numbers, and cannot be told
+    assert refused > 40  # some damage lies in the numbers, and cannot be told

@@ -1,0 +1,80 @@
+"""What a person sees while a run trains: one live display on a terminal, plain lines anywhere else."""
+
+import collections
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from leakgan_jax import run
+from leakgan_jax.config import Config
+
+PLAIN_SECONDS = 20.0  # between two plain lines, evaluations aside
+_SHOWN = ("discriminator_loss", "worker_loss", "manager_loss", "nll_oracle", "nll_gen", "distinct")
+_SHORT = {"discriminator_loss": "D loss", "worker_loss": "worker", "manager_loss": "manager"}
+
+
+class Display:
+    """Progress of one run on standard error: phase, step, losses, NLL and the time left."""
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(stderr=True, highlight=False)
+        self._last_plain = 0.0
+        self._live: Progress | None = None
+        self._seen: dict[str, Any] = {}
+        self._spent: dict[str, list[float]] = collections.defaultdict(list)
+
+    def start(self, config: Config, units: list[run.Unit], done: int, task: run.Task) -> None:
+        self._units = units
+        self._work = {kind: run.work(config, task, kind) for kind in ("mle", "discriminator", "generator", "evaluate")}
+        self._totals = {u.phase: u.step for u in units}
+        self._last = time.monotonic()
+        if done:
+            self.message(f"resuming after {done} of {len(units)} units of work")
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[left]}"))
+            self._live = Progress(*columns, console=self._console)
+            self._bar = self._live.add_task("compiling", total=len(units), completed=done, left="")
+            self._live.start()
+        else:
+            self.message(f"{len(units) - done} units of work to do; the first of each kind compiles")
+
+    def update(self, done: int, line: dict[str, Any], seconds: float) -> None:
+        """After each unit: `line` as in metrics.jsonl, `seconds` of the unit without its evaluation."""
+        self._spent[line["kind"]].append(seconds)
+        if "nll_gen" in line:
+            self._spent["evaluate"].append(max(0.0, time.monotonic() - self._last - seconds))
+        self._seen |= {name: line[name] for name in _SHOWN if line.get(name) is not None}
+        values = "  ".join(f"{_SHORT.get(name, name)} {self._seen[name]:.3f}" for name in _SHOWN if name in self._seen)
+        head = f"{line['phase']} {line['step']}/{self._totals[line['phase']]}"
+        left = f"{clock(self._left(done))} left" if done < len(self._units) else "done"
+        now = time.monotonic()
+        if self._live:
+            self._live.update(self._bar, completed=done, description=f"{head}  {values}", left=left)
+        elif "nll_gen" in line or now - self._last_plain > PLAIN_SECONDS:
+            self.message(f"{head}  {values}  {clock(line['seconds'])} gone, {left}")
+            self._last_plain = now
+        self._last = now
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _left(self, done: int) -> float:
+        """Seconds left, about: each kind's own mean, its first call (which compiles) aside once there is another."""
+        mean = {kind: sum(s[1:]) / len(s[1:]) if len(s) > 1 else s[0] for kind, s in self._spent.items()}
+        steady = [kind for kind in mean if len(self._spent[kind]) > 1] or list(mean)
+        rate = sum(mean[kind] for kind in steady) / sum(self._work[kind] for kind in steady)
+        cost = {kind: mean.get(kind, rate * self._work[kind]) for kind in self._work}
+        return sum(cost[u.kind] + u.evaluate * cost["evaluate"] for u in self._units[done:])
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` under an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
