@@ -1,4 +1,4 @@
-"""The command line, `leakgan train | sample | evaluate | presets`: the only place that reads argv and prints results."""
+"""The command line, `leakgan train | sample | evaluate | presets`: the only place that reads argv."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     try:
         if argv[0] not in commands:
-            raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], commands)}; there are {', '.join(commands)}")
+            known = f"there are {', '.join(commands)}"
+            raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], commands)}; {known}")
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         if not _is_ours(error):
@@ -197,8 +198,8 @@ def _evaluate(argv: list[str]) -> int:
     if scores["nll_oracle"] is not None:
         print(f"NLL_oracle  {scores['nll_oracle']:.4f}  of {scores['num_samples']:,} samples")
     print(f"NLL_gen     {scores['nll_gen']:.4f}  of {len(task.heldout):,} real sentences")
-    print(f"NLL_div     {scores['nll_div']:.4f}  of {scores['num_samples']:,} samples, {scores['distinct']:.1%} distinct")
-    print("nats per token")
+    print(f"NLL_div     {scores['nll_div']:.4f}  of {scores['num_samples']:,} samples")
+    print(f"in nats per token; {scores['distinct']:.1%} of the samples are distinct")
     return 0
 
 
@@ -266,10 +267,7 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        # tyro frames its message; the frame and what follows the first part (a pointer to --help) go.
-        words = [line.strip("│╭╮╰╯├┤─ ") for line in shown.getvalue().splitlines()]
-        message = " ".join(word for word in words if word and word != "Parsing error").split(" For full helptext")[0]
-        raise ConfigError(f"{message}; see {prog} --help") from None
+        raise ConfigError(f"{_unframed(shown.getvalue())}; see {prog} --help") from None
     if unknown:
         fields = [field.name for k in (kind, Config) for field in dataclasses.fields(k) if k is kind or kind is Train]
         known = ["--" + name.replace("_", "-") for name in fields if name != "config"]
@@ -277,5 +275,19 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
     return parsed
 
 
+def _unframed(message: str) -> str:
+    """The first sentence of what tyro says, without the box it draws around it."""
+    lines = [line.strip("│╭╮╰╯├┤─ ") for line in message.splitlines()]
+    lines = [line for line in lines if line and line not in ("Parsing error", "Value error", "Required options")]
+    text = " ".join(lines)
+    for rest in (" For full helptext", " Argument helptext", " Subcommands"):
+        text = text.split(rest)[0]
+    return text.removeprefix("Error parsing config: ")
+
+
 def _is_ours(error: ValueError) -> bool:
     return type(error).__module__.startswith("leakgan_jax.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -160,6 +160,8 @@ class Config:
             self,
             f"at least batch_size ({self.batch_size})",
         )
+        for name, what, size in _large_arrays(self):
+            _require(size <= _MAX_NUMBERS, name, self, f"smaller: {what} would hold {size:,} numbers")
         _require(not (self.corpus and self.oracle_file), "oracle_file", self, "empty when there is a corpus")
 
     @property
@@ -196,6 +198,7 @@ class Config:
 
 
 _MAX_SIZE = 10**9
+_MAX_NUMBERS = 2 * 10**9  # 8 GB of float32 in one array
 _AT_LEAST_ONE = (
     "vocab_size length num_heldout oracle_hidden min_count discriminator_embedding worker_embedding worker_hidden "
     "manager_hidden goal_dim goal_horizon completions batch_size draw_size discriminator_epochs generator_steps "
@@ -234,7 +237,8 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def differences(saved: Config, given: Config) -> list[str]:
     """`field (saved, given)` for each field in which two configs differ."""
     saved_values, given_values = saved.to_json(), given.to_json()
-    return [f"{k} ({saved_values[k]!r}, now {given_values[k]!r})" for k in saved_values if saved_values[k] != given_values[k]]
+    changed = [name for name, value in saved_values.items() if value != given_values[name]]
+    return [f"{name} ({saved_values[name]!r}, now {given_values[name]!r})" for name in changed]
 
 
 _READINGS: dict[str, dict[str, Any]] = {
@@ -250,7 +254,26 @@ _READINGS: dict[str, dict[str, Any]] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quickstart": {},
+    "quickstart": {
+        "vocab_size": 300,
+        "num_train": 3_000,
+        "num_heldout": 1_000,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 20),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+        "discriminator_embedding": 32,
+        "generator_lr": 3e-3,
+        "adversarial_lr": 1e-3,
+        "discriminator_lr": 5e-4,
+        "pretrain_rounds": 4,
+        "pretrain_draws": 2,
+        "mle_epochs": 5,
+        "draw_size": 1_000,
+        "discriminator_epochs": 2,
+        "adversarial_iterations": 60,
+        "adversarial_draws": 1,
+        "eval_every": 5,
+        "eval_samples": 1_000,
+    },
     "synthetic20": {},
     "synthetic40": {
         "length": 40,
@@ -284,6 +307,27 @@ PRESET_SUMMARIES = {
     "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
     "coco": "image captions; needs --corpus FILE; wants an accelerator",
 }
+
+
+def _large_arrays(c: Config) -> list[tuple[str, str, int]]:
+    """Arrays that grow with products of settings: the setting to blame, what it is, its size in numbers."""
+    f, rows = c.feature_dim, max(c.sample_batch, c.batch_size * (1 + c.completions * (c.num_blocks - 1)))
+    stream = sum(w * n for w, n in zip(c.filter_windows, c.filter_counts, strict=True))
+    return [
+        ("vocab_size", "an embedding", (c.vocab_size + 1) * max(c.discriminator_embedding, c.worker_embedding)),
+        ("oracle_hidden", "the oracle", c.oracle_hidden * (2 * c.vocab_size + 8 * c.oracle_hidden)),
+        ("worker_hidden", "the Worker's output", c.worker_hidden * max(c.goal_dim * c.vocab_size, 8 * c.worker_hidden)),
+        ("manager_hidden", "the Manager", c.manager_hidden * 4 * (f + c.manager_hidden)),
+        ("filter_counts", "the highway layer", 2 * f * f),
+        ("discriminator_embedding", "the convolutions", stream * c.discriminator_embedding),
+        ("batch_size", "the logits of a batch", c.batch_size * c.length * c.vocab_size),
+        ("completions", "the logits of a sampling step", rows * c.vocab_size),
+        ("completions", "the convolutions of a sampling step", rows * stream),
+        ("num_train", "the training set", c.num_train * c.length),
+        ("num_heldout", "the held-out set", c.num_heldout * c.length),
+        ("draw_size", "a discriminator draw", 2 * c.draw_size * c.length),
+        ("eval_samples", "the samples of an evaluation", c.eval_samples * c.length),
+    ]
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -88,8 +88,8 @@ def write_report(
         "# LeakGAN run\n",
         table(rows, real_nll),
         "NLL is in nats per token. NLL_oracle is of the samples under the oracle (lower is better, and a model that "
-        "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, NLL_div of "
-        "its own samples. Every number of a row is at the row's temperature, and both MLE models are of this same run: "
+        "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, NLL_div "
+        "of its own samples. Every number of a row is at the row's temperature, and both MLE models are of this same run: "
         "the epoch with the lowest NLL_gen, and the last. LeakGAN is the final state; no state was chosen among many.\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),

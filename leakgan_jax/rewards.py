@@ -3,9 +3,9 @@
 Source: Guo et al. 2018, arXiv:1709.08624, Eq. 9 and 11; SPEC section 2.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
-import chex
 
 from leakgan_jax.models.layers import unit
 from leakgan_jax.types import Array

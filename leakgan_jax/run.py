@@ -323,14 +323,16 @@ def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bo
         changed = differences(saved, config)
         if saved_seed != seed:
             changed.append(f"seed ({saved_seed}, now {seed})")
-        changed += [f"{k} ({v}, now {task.source.get(k)})" for k, v in record["data"].items() if task.source.get(k) != v]
+        now = task.source
+        changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
         if changed:
             raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
         return
     try:
         if out.exists() and any(out.iterdir()):
-            what = "already holds a run; add --resume to continue it" if (out / "config.json").exists() else "is not empty"
-            raise RunError(f"{out} {what}, or choose another --out")
+            holds_run = (out / "config.json").exists()
+            what = "already holds a run; add --resume to continue it or" if holds_run else "is not empty;"
+            raise RunError(f"{out} {what} choose another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: {error.strerror}; choose another --out") from None

@@ -149,7 +149,9 @@ def discriminator_draw(config: Config, state: GanState, real: Array, key: Key) -
     return state, _mean(metrics)
 
 
-def evaluate(config: Config, params: Params, heldout: Array, key: Key, temperature: Array | float) -> tuple[Array, Metrics]:
+def evaluate(
+    config: Config, params: Params, heldout: Array, key: Key, temperature: Array | float
+) -> tuple[Array, Metrics]:
     """Samples `eval_samples` sentences and scores `heldout`, `[n, T]`, at the same temperature.
 
     Returns:

@@ -20,9 +20,11 @@ def make_state(seed: int, width: int = 3) -> GanState:
     rng = np.random.default_rng(seed)
 
     def net(name: str) -> NetState:
-        params = {name: {"kernel": jnp.asarray(rng.normal(size=(4, width)), jnp.float32)},
-                  "scale": jnp.asarray(rng.normal(), jnp.bfloat16),
-                  "ids": jnp.asarray(rng.integers(9, size=2), jnp.int32)}
+        params = {
+            name: {"kernel": jnp.asarray(rng.normal(size=(4, width)), jnp.float32)},
+            "scale": jnp.asarray(rng.normal(), jnp.bfloat16),
+            "ids": jnp.asarray(rng.integers(9, size=2), jnp.int32),
+        }
         moments = optax.ScaleByAdamState(jnp.int32(seed), jax.tree.map(jnp.ones_like, params), params)
         return NetState(params, {"supervised": (moments, optax.EmptyState()), "key": jax.random.key(seed)})
 
@@ -34,13 +36,15 @@ STATES = {step: make_state(step) for step in range(4)}
 
 def same(left, right) -> bool:
     """Structure, dtypes and bits."""
+
     def bits(x):
         is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
 
     return jax.tree.structure(left) == jax.tree.structure(right) and all(
         (a.dtype, a.shape, bits(a)) == (b.dtype, b.shape, bits(b))
-        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)))
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right))
+    )
 
 
 @pytest.fixture
@@ -167,13 +171,16 @@ def test_broken_files_fall_back(pair, tmp_path, damage):
         check_damaged(run, surely=path.parent.name == "record" and path.name == "metadata")
 
 
-@pytest.mark.parametrize("change", [
-    lambda record: record["extra"].update(seen=[3, 0.1]),
-    lambda record: record["metrics"].update(nll_gen=0.0),
-    lambda record: record["leaves"].popitem(),
-    lambda record: record.update(step=3),
-    lambda record: record.pop("sha256"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["extra"].update(seen=[3, 0.1]),
+        lambda record: record["metrics"].update(nll_gen=0.0),
+        lambda record: record["leaves"].popitem(),
+        lambda record: record.update(step=3),
+        lambda record: record.pop("sha256"),
+    ],
+)
 def test_altered_record_is_refused(pair, tmp_path, change):
     shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "checkpoints" / "2" / "record" / "metadata"
@@ -214,12 +221,20 @@ def test_strays_are_passed_over(checkpoints, tmp_path):
     assert not list(root.glob("*tmp*"))
 
 
-@pytest.mark.parametrize("target, text", [
-    (make_state(0, width=5), r"leaf .*\['kernel'\] is float32\[4, 3\] there, float32\[4, 5\] here"),
-    ({"w": jnp.zeros(2)}, r"leaf .* is .* there, absent here"),
-    (jax.eval_shape(lambda: jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, STATES[0])),
-     r"leaf .*\['scale'\] is bfloat16\[\] there, float32\[\] here"),
-], ids=["shape", "structure", "dtype"])
+@pytest.mark.parametrize(
+    "target, text",
+    [
+        (make_state(0, width=5), r"leaf .*\['kernel'\] is float32\[4, 3\] there, float32\[4, 5\] here"),
+        ({"w": jnp.zeros(2)}, r"leaf .* is .* there, absent here"),
+        (
+            jax.eval_shape(
+                lambda: jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, STATES[0])
+            ),
+            r"leaf .*\['scale'\] is bfloat16\[\] there, float32\[\] here",
+        ),
+    ],
+    ids=["shape", "structure", "dtype"],
+)
 def test_another_model_is_named_not_fallen_back_from(pair, target, text):
     message = "checkpoint 2 is of another model: " + text
     with Checkpoints(pair, create=False) as opened, pytest.raises(CheckpointError, match=message):
@@ -250,10 +265,14 @@ def test_damaged_newest_does_not_take_a_place(checkpoints, tmp_path):
     assert checkpoints.steps() == [2, 3] and same(checkpoints.restore(STATES[0]).state, STATES[3])
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"),
-    ValueError("RESOURCE_EXHAUSTED: Failed writing: a/b: Failed to write 115 bytes [os_error_code='28']"),
-], ids=["python", "tensorstore"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Failed writing: a/b: Failed to write 115 bytes [os_error_code='28']"),
+    ],
+    ids=["python", "tensorstore"],
+)
 @pytest.mark.parametrize("step", [2, 3], ids=["existing", "new"])
 def test_failed_save_leaves_what_was_there(checkpoints, tmp_path, monkeypatch, step, error):
     for earlier in (1, 2):

@@ -41,9 +41,7 @@ class Discriminator(nn.Module):
     def setup(self):
         c, width = self.config, self.config.feature_dim
         normal = nn.initializers.truncated_normal(0.1)
-        self.embedding = self.param(
-            "embedding", _uniform, (c.vocab_size + 1, c.discriminator_embedding)
-        )
+        self.embedding = self.param("embedding", _uniform, (c.vocab_size + 1, c.discriminator_embedding))
         self.kernels = [
             self.param(f"conv_{w}_kernel", normal, (w, c.discriminator_embedding, n))
             for w, n in zip(c.filter_windows, c.filter_counts)

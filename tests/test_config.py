@@ -1,0 +1,84 @@
+"""Settings: validated when built, named when wrong, the same after JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from leakgan_jax.config import PRESET_SUMMARIES, PRESETS, Config, ConfigError, differences, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("reading", ["paper", "released"])
+def test_every_preset_builds_and_survives_json(name, reading):
+    config = preset(name, reading)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert hash(config) == hash(dataclasses.replace(config))
+    assert name in PRESET_SUMMARIES
+
+
+def test_presets_have_the_published_sizes():
+    assert preset("synthetic20").feature_dim == 1720
+    assert preset("synthetic20").generator_lr == 1e-3 and preset("synthetic20", "released").generator_lr == 1.5e-3
+    assert preset("synthetic40").worker_hidden == 32 and preset("synthetic40", "released").worker_hidden == 64
+    assert (preset("coco").pretrain_rounds, preset("coco").mle_epochs) == (16, 12)
+
+
+def test_readings_differ_as_the_table_says():
+    paper, released = preset("synthetic20"), preset("synthetic20", "released")
+    assert (paper.rescale_slope, released.rescale_slope) == (12, 16)
+    assert (paper.dropout_keep, released.dropout_keep) == (0.75, 1.0)
+    assert paper.discriminator_l2 > 0 and released.discriminator_l2 == 0
+    assert paper.interleave_every == 15 and released.interleave_every == 0
+    assert released.eval_temperature == 1 / 1.5
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("length", 21),
+        ("length", -4),
+        ("length", 10**8),
+        ("vocab_size", 1),
+        ("vocab_size", 10**9),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("batch_size", True),
+        ("num_train", 10),
+        ("completions", -1),
+        ("dropout_keep", 0.0),
+        ("dropout_keep", float("nan")),
+        ("train_temperature", 0.0),
+        ("eval_temperature", float("inf")),
+        ("generator_lr", -1e-3),
+        ("filter_windows", (1, 2)),
+        ("filter_windows", tuple(range(2, 14))),
+        ("filter_windows", (1,) * 12),
+        ("filter_counts", (0,) * 12),
+        ("filter_counts", "many"),
+        ("reading", "other"),
+        ("oracle_seed", -1),
+        ("worker_hidden", 10**8),
+        ("draw_size", 3),
+        ("corpus", 7),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(field, value):
+    if field == "filter_windows" and value == tuple(range(2, 14)):
+        value = tuple(range(10, 22))  # wider than the sentence
+    with pytest.raises(ConfigError) as error:
+        dataclasses.replace(Config(), **{field: value})
+    assert field in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        preset("quikstart")
+    with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
+        preset("quickstart", batchsize=3)
+    with pytest.raises(ConfigError, match="'paper' or 'released'"):
+        preset("quickstart", reading="papers")
+
+
+def test_differences_name_the_field_and_both_values():
+    assert differences(Config(), dataclasses.replace(Config(), completions=8)) == ["completions (4, now 8)"]

@@ -1,0 +1,317 @@
+"""Whole runs through the command line: their files, resuming, and every kind of bad input.
+
+All runs here share one tiny config, so that the jitted functions compile once for the file.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from leakgan_jax import cli, run
+from leakgan_jax.checkpoint import Checkpoints
+from leakgan_jax.config import preset
+
+TINY = (
+    "--vocab-size 30 --length 8 --filter-windows 1 3 8 --filter-counts 4 5 3 --batch-size 8 --draw-size 32 "
+    "--num-train 64 --num-heldout 32 --eval-samples 40 --sample-batch 16 --discriminator-embedding 6 "
+    "--worker-hidden 7 --manager-hidden 5 --goal-dim 3 --completions 2 --pretrain-rounds 2 --pretrain-draws 1 "
+    "--mle-epochs 2 --adversarial-iterations 4 --adversarial-draws 1 --interleave-every 3 --eval-every 2"
+).split()
+TEXT = [*TINY[2:], "--min-count", "2", "--lowercase"]  # all but the vocabulary size
+CORPUS = "A man rides a horse\nthe dog sleeps\na dog rides the man\nthe horse sleeps on a man\n" * 30
+
+
+def leakgan(*argv) -> int:
+    return cli.main([str(a) for a in argv])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of the tiny synthetic task, never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    before = _traces()
+    assert leakgan("train", "--out", out, *TINY) == 0
+    out.with_suffix(".traces").write_text(json.dumps([before, _traces()]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "corpus.txt").write_text(CORPUS, encoding="utf-8")
+    assert leakgan("train", "coco", "--out", folder / "run", "--corpus", folder / "corpus.txt", *TEXT) == 0
+    return folder / "run"
+
+
+def _traces() -> dict[str, int]:
+    names = ("_mle_epoch", "_generator_steps", "_discriminator_draw", "_evaluate")
+    return {name: getattr(run, name)._cache_size() for name in names}
+
+
+def metrics(out: Path) -> list[dict]:
+    """Metric lines without the time they took."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def final_state(out: Path) -> list[np.ndarray]:
+    config, _, _ = run.open_run(out)
+    with Checkpoints(out, create=False) as checkpoints:
+        restored = checkpoints.restore(run._target(config))
+    assert restored.step == len(run.schedule(config))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    for a, b in zip(final_state(one), final_state(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (one / "samples.txt").read_text() == (other / "samples.txt").read_text()
+
+
+def test_a_run_leaves_every_file(finished):
+    for name in ("config.json", "metrics.jsonl", "samples.txt", "curves.png", "report.md", "checkpoints"):
+        assert (finished / name).exists(), name
+    assert not [p for p in finished.iterdir() if "partial" in p.name]
+    record = json.loads((finished / "config.json").read_text())
+    assert record["config"]["vocab_size"] == 30 and record["seed"] == 0
+    assert {"jax", "flax", "python"} <= record["versions"].keys() and record["device"]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metric_lines_follow_the_schedule(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    units = run.schedule(run.open_run(finished)[0])
+    assert [(line["phase"], line["kind"], line["step"]) for line in lines] == [u[:3] for u in units]
+    assert [line["unit"] for line in lines] == list(range(1, len(units) + 1))
+    assert all(line["seconds"] >= 0 for line in lines)
+    for line, unit in zip(lines, units, strict=True):
+        assert ("nll_oracle" in line) == unit.evaluate
+    assert {"manager_loss", "worker_loss"} <= lines[1].keys() and "discriminator_loss" in lines[0]
+
+
+def test_report_has_a_row_a_model_and_temperature(finished):
+    report = (finished / "report.md").read_text()
+    for model in ("MLE, best NLL_gen", "MLE, last epoch", "LeakGAN"):
+        assert report.count(f"| {model} |") == 2
+    assert "| real |" in report and "leakgan train" in report
+
+
+def test_each_function_is_traced_once_over_a_run(finished):
+    before, after = json.loads(finished.with_suffix(".traces").read_text())
+    assert {name: after[name] - before[name] for name in after} == dict.fromkeys(after, 1)
+
+
+def test_schedule_of_the_released_synthetic_task():
+    units = run.schedule(preset("synthetic20", "released", adversarial_iterations=20))
+    first = units[:13]
+    assert [u.kind for u in first] == ["discriminator"] * 5 + ["mle"] * 8
+    assert [u.step for u in first if u.evaluate] == [1, 6]  # epochs 0 and 5 of a round
+    adversarial = [u for u in units if u.phase == "adversarial"]
+    assert [u.kind for u in adversarial[:6]] == ["generator"] + ["discriminator"] * 5
+    assert not any(u.kind == "mle" for u in adversarial)
+    interleaved = [u.step for u in run.schedule(preset("synthetic20")) if u.phase == "adversarial" and u.kind == "mle"]
+    assert interleaved == [15, 30, 45, 60, 75, 90]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 9])
+def test_sigterm_saves_and_resuming_ends_as_if_never_stopped(finished, tmp_path, monkeypatch, stop_at):
+    real = run._run_unit
+    count = 0
+
+    def stopping(*args):
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(run, "_run_unit", stopping)
+    assert leakgan("train", "--out", tmp_path / "run", *TINY) == 128 + signal.SIGTERM
+    assert len(metrics(tmp_path / "run")) == stop_at
+    assert leakgan("train", "--out", tmp_path / "run", "--resume") == 0
+    assert count == len(run.schedule(run.open_run(tmp_path / "run")[0]))
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_sigkill_at_any_moment_resumes_to_the_same_bits(finished, tmp_path):
+    command = [sys.executable, "-m", "leakgan_jax.cli", "train", "--out", str(tmp_path / "run"), *TINY]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (lines.exists() and lines.read_bytes().count(b"\n") >= 6):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert leakgan("train", "--out", tmp_path / "run", "--resume") == 0
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_resuming_a_damaged_checkpoint_falls_back_and_says_so(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = max((out / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    for file in (p for p in newest.rglob("*") if p.is_file() and p.stat().st_size > 200):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert leakgan("train", "--out", out, "--resume") == 0
+    assert f"checkpoint {newest.name} is damaged" in capsys.readouterr().err
+    assert_same_run(finished, out)
+    for checkpoint in (out / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint / "state")
+    assert leakgan("train", "--out", out, "--resume") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_half_written_metric_line_is_dropped(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "adversarial", "un')
+    assert leakgan("train", "--out", out, "--resume") == 0
+    assert metrics(out) == metrics(finished)
+
+
+def test_sampling_is_the_seed_s_alone(finished, tmp_path, capsys):
+    assert leakgan("sample", finished, "--num", 40, "--seed", 3) == 0
+    first = capsys.readouterr().out
+    assert leakgan("sample", finished, "--num", 40, "--seed", 3, "--out", tmp_path / "s.txt") == 0
+    assert (tmp_path / "s.txt").read_text() == first and capsys.readouterr().out == ""
+    rows = [[int(word) for word in line.split()] for line in first.splitlines()]
+    assert np.array(rows).shape == (40, 8) and np.min(rows) >= 0 and np.max(rows) < 30
+    assert leakgan("sample", finished, "--num", 40, "--seed", 4) == 0
+    assert capsys.readouterr().out != first
+    assert leakgan("sample", finished, "--num", 40, "--seed", 3, "--temperature", 0.001) == 0
+    greedy = capsys.readouterr().out
+    assert len(set(greedy.splitlines())) < 40  # a temperature that is used
+
+
+def test_evaluate_prints_one_json_object(finished, capsys):
+    assert leakgan("evaluate", finished, "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {"nll_oracle", "nll_gen", "nll_div", "temperature", "num_samples"} <= scores.keys()
+    assert leakgan("evaluate", finished, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == scores  # scoring draws no dropout
+    references = finished.parent / "references.txt"
+    references.write_text("1 2 3 4 5 6 7 8\n" * 5)
+    assert leakgan("evaluate", finished, "--json", "--references", references) == 0
+    assert json.loads(capsys.readouterr().out)["nll_gen"] != scores["nll_gen"]
+    assert leakgan("evaluate", finished, "--temperature", "0.5", "--checkpoint", "mle") == 0
+    assert "NLL_oracle" in capsys.readouterr().out
+
+
+def test_a_text_run_speaks_words(text_run, capsys):
+    words = set(json.loads((text_run / "vocabulary.json").read_text())["words"])
+    lines = (text_run / "samples.txt").read_text().splitlines()
+    assert len(lines) == 40 and {word for line in lines for word in line.split()} <= words - {"<end>"}
+    assert max(len(line.split()) for line in lines) <= 8 and min(len(line.split()) for line in lines) < 8
+    assert leakgan("sample", text_run, "--num", 5) == 0
+    assert {word for line in capsys.readouterr().out.splitlines() for word in line.split()} <= words
+    assert leakgan("evaluate", text_run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["nll_oracle"] is None
+
+
+def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(text_run, out)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(CORPUS + "a new line about a man\n", encoding="utf-8")
+    assert leakgan("train", "--out", out, "--resume", "--corpus", corpus) == 2
+    assert "corpus" in capsys.readouterr().err
+
+
+BAD = {
+    "an unknown preset": (["train", "quikstart"], "did you mean 'quickstart'"),
+    "an unknown command": (["trian"], "did you mean 'train'"),
+    "an unknown option": (["train", "--out", "OUT", "--lenght", "8"], "did you mean '--length'"),
+    "a value of the wrong kind": (["train", "--out", "OUT", "--batch-size", "x"], "--batch-size"),
+    "no directory": (["train"], "--out"),
+    "C that does not divide T": (["train", "--out", "OUT", "--length", "21"], "goal_horizon"),
+    "a negative size": (["train", "--out", "OUT", "--batch-size", "-1"], "batch_size"),
+    "an absurd size": (["train", "--out", "OUT", "--vocab-size", "900000000"], "vocab_size"),
+    "a missing corpus": (["train", "coco", "--out", "OUT", "--corpus", "nowhere.txt"], "nowhere.txt"),
+    "a preset without its corpus": (["train", "coco", "--out", "OUT"], "--corpus"),
+    "a folder for a corpus": (["train", "coco", "--out", "OUT", "--corpus", "."], "folder"),
+    "a missing oracle": (["train", "--out", "OUT", "--oracle-file", "nowhere.npz"], "nowhere.npz"),
+    "nothing to resume": (["train", "--out", "OUT", "--resume"], "config.json"),
+    "nothing to sample": (["sample", "OUT", "--num", "3"], "config.json"),
+    "no sentences": (["sample", "FINISHED", "--num", "0"], "num"),
+    "a temperature of zero": (["sample", "FINISHED", "--num", "3", "--temperature", "0"], "temperature"),
+    "a temperature that is no number": (["evaluate", "FINISHED", "--temperature", "nan"], "temperature"),
+    "a directory in use": (["train", "--out", "FINISHED"], "--resume"),
+    "another seed": (["train", "--out", "FINISHED", "--resume", "--seed", "1"], "seed (0, now 1)"),
+    "another setting": (["train", "--out", "FINISHED", "--resume", "--completions", "3"], "completions (2, now 3)"),
+    "another preset": (["train", "synthetic20", "--out", "FINISHED", "--resume"], "vocab_size (30, now 5000)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    argv, expected = BAD[case]
+    places = {"OUT": tmp_path / "out", "FINISHED": finished}
+    assert leakgan(*[places.get(word, word) for word in argv]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and expected in printed.err
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "no words"),
+        (b"caf\xe9 au lait\n", "not UTF-8"),
+        (b"word " * 2_000_000, "characters"),
+        (b"a b\n" * 5, "batch_size"),
+        (b"a b c d\n" * 40, "min_count"),
+    ],
+    ids=["empty", "not UTF-8", "a line of ten million characters", "shorter than a batch", "no words left"],
+)
+def test_bad_corpora(content, expected, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_bytes(content)
+    least = "100" if expected == "min_count" else "1"
+    argv = [
+        "train",
+        "coco",
+        "--out",
+        tmp_path / "out",
+        "--corpus",
+        tmp_path / "corpus.txt",
+        *TEXT,
+        "--min-count",
+        least,
+    ]
+    assert leakgan(*argv) == 2
+    error = capsys.readouterr().err
+    assert expected in error and "corpus.txt" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_is_there(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = {p: p.read_bytes() for p in out.iterdir() if p.is_file()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert leakgan("train", "--out", out, "--resume") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_importing_the_library_is_light():
+    heavy = {"orbax", "tensorflow_datasets", "tyro", "matplotlib"}
+    code = f"import sys, leakgan_jax; print({heavy} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "set()\n"
