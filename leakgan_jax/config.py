@@ -224,7 +224,7 @@ def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: An
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     if reading not in _READINGS:
         raise ConfigError(f"reading is {reading!r}; it must be 'paper' or 'released'")
-    values = {**_READINGS[reading], **PRESETS[name], **_PRESET_READINGS.get((name, reading), {}), **overrides}
+    values = {**PRESETS[name], **_READINGS[reading], **_PRESET_READINGS.get((name, reading), {}), **overrides}
     return Config.from_json({"reading": reading, **values})
 
 
@@ -255,23 +255,23 @@ _READINGS: dict[str, dict[str, Any]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {
-        "vocab_size": 300,
-        "num_train": 3_000,
+        "vocab_size": 1000,
+        "length": 16,
+        "num_train": 4_000,
         "num_heldout": 1_000,
-        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 20),
+        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 16),
         "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
         "discriminator_embedding": 32,
+        "discriminator_l2": 1e-3,
         "generator_lr": 3e-3,
-        "adversarial_lr": 1e-3,
         "discriminator_lr": 5e-4,
-        "pretrain_rounds": 4,
+        "pretrain_rounds": 3,
         "pretrain_draws": 2,
-        "mle_epochs": 5,
+        "mle_epochs": 4,
         "draw_size": 1_000,
         "discriminator_epochs": 2,
         "adversarial_iterations": 60,
         "adversarial_draws": 1,
-        "eval_every": 5,
         "eval_samples": 1_000,
     },
     "synthetic20": {},

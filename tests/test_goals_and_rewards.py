@@ -44,7 +44,8 @@ def test_rescaled_values_match_loops_with_ties_and_ended_sentences(slope, seed):
 
 
 def test_equal_values_share_their_mean_rank():
-    assert_close(rescale(np.full((4, 1), 0.3, np.float32), 12.0), np.full((4, 1), reference.sigmoid(12 * (0.5 - 2.5 / 4))))
+    all_equal = rescale(np.full((4, 1), 0.3, np.float32), 12.0)[:, 0]
+    assert_close(all_equal, np.full(4, reference.sigmoid(12 * (0.5 - 2.5 / 4))))
     two_best = rescale(np.asarray([[0.9], [0.1], [0.9]], np.float32), 12.0)[:, 0]
     assert_close(two_best, reference.sigmoid(12 * (0.5 - np.array([1.5, 3, 1.5]) / 3)))
 
@@ -118,9 +119,7 @@ def test_live_blocks_are_those_that_judge_a_goal_set_before_the_end(tiny_config)
         lengths = np.arange(1, config.length + 1)
         mask = np.arange(config.length) < lengths[:, None]
         start, block = goals.transitions(config)
-        slow = [
-            [any(s < length for s in start[block == j]) for j in range(config.num_blocks)] for length in lengths
-        ]
+        slow = [[any(s < length for s in start[block == j]) for j in range(config.num_blocks)] for length in lengths]
         np.testing.assert_array_equal(goals.live_blocks(config, mask), slow)
 
 
