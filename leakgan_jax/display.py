@@ -65,11 +65,11 @@ class Display:
             self._live.stop()
 
     def _left(self, done: int) -> float:
-        """Seconds left, about: each kind's own mean, its first call (which compiles) aside once there is another."""
-        mean = {kind: sum(s[1:]) / len(s[1:]) if len(s) > 1 else s[0] for kind, s in self._spent.items()}
-        steady = [kind for kind in mean if len(self._spent[kind]) > 1] or list(mean)
-        rate = sum(mean[kind] for kind in steady) / sum(self._work[kind] for kind in steady)
-        cost = {kind: mean.get(kind, rate * self._work[kind]) for kind in self._work}
+        """Seconds left, about: each kind's mean without its first call, which compiles; a guess where there is none."""
+        mean = {kind: sum(s[1:]) / len(s[1:]) for kind, s in self._spent.items() if len(s) > 1}
+        known = mean or {kind: s[0] for kind, s in self._spent.items()}
+        rate = sum(known.values()) / sum(self._work[kind] for kind in known)
+        cost = {kind: mean.get(kind, rate * work) for kind, work in self._work.items()}
         return sum(cost[u.kind] + u.evaluate * cost["evaluate"] for u in self._units[done:])
 
 

@@ -76,12 +76,14 @@ def schedule(config: Config) -> list[Unit]:
         done = round_ * config.mle_epochs
         units += [Unit("pretrain", "discriminator", done, False)] * config.pretrain_draws
         for epoch in range(config.mle_epochs):
-            last = round_ == config.pretrain_rounds - 1 and epoch == config.mle_epochs - 1
-            units.append(Unit("pretrain", "mle", done + epoch + 1, epoch % config.eval_every == 0 or last))
-    for iteration in range(1, config.adversarial_iterations + 1):
-        interleave = config.interleave_every and iteration % config.interleave_every == 0
+            ends = round_ == config.pretrain_rounds - 1 and epoch == config.mle_epochs - 1
+            units.append(Unit("pretrain", "mle", done + epoch + 1, epoch % config.eval_every == 0 or ends))
+    last = config.adversarial_iterations
+    for iteration in range(1, last + 1):
+        # Between iterations, so not after the last: that would show a supervised model for an adversarial one.
+        interleave = config.interleave_every and iteration % config.interleave_every == 0 and iteration < last
         kinds = ["generator"] + ["discriminator"] * config.adversarial_draws + ["mle"] * bool(interleave)
-        evaluate = iteration % config.eval_every == 0 or iteration == config.adversarial_iterations
+        evaluate = iteration % config.eval_every == 0 or iteration == last
         ends = [False] * (len(kinds) - 1) + [evaluate]
         units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, ends)]
     return units
