@@ -42,7 +42,7 @@ def main() -> int:
     for trial in range(1, args.kills + 1):
         out = args.out / f"killed_{trial}"
         process = _start(out)
-        moment = moments.uniform(0.1, 0.98) * seconds
+        moment = moments.uniform(0.02, 0.99) * seconds
         try:
             process.wait(timeout=moment)
         except subprocess.TimeoutExpired:

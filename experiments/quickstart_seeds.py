@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from leakgan_jax import Config, preset
+
 COLUMNS = ("nll_oracle", "nll_gen", "nll_div", "distinct")
 
 
@@ -32,6 +34,8 @@ def main() -> int:
             command = [sys.executable, "-m", "leakgan_jax.cli", "train", "--out", str(out), *again]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         record = json.loads((out / "config.json").read_text())
+        if Config.from_json(record["config"]) != preset("quickstart"):
+            sys.exit(f"{out} holds a run of other settings; choose another --out")
         facts = {"seed": seed, "device": record["device"], "versions": record["versions"], "commit": _commit()}
         rows += [{**row, **facts} for row in _table(out / "report.md")]
         print(f"seed {seed} done", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -106,9 +107,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("leakgan: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `leakgan sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is still in the buffer cannot be written either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `leakgan sample ... | head`
+            return 0
+        print(f"leakgan: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _train(argv: list[str]) -> int:
@@ -153,7 +158,7 @@ def _train(argv: list[str]) -> int:
 
 def _sample(argv: list[str]) -> int:
     arguments = _parse(Sample, argv, "leakgan sample")
-    from leakgan_jax import run
+    from leakgan_jax import data, run
 
     if arguments.num < 1:
         raise ConfigError(f"num is {arguments.num}; it must be at least 1")
@@ -165,7 +170,7 @@ def _sample(argv: list[str]) -> int:
         for tokens in batches:
             print("\n".join(task.decode(tokens)), flush=True)
     else:
-        run.write(arguments.out, "".join("\n".join(task.decode(tokens)) + "\n" for tokens in batches))
+        data.write(arguments.out, "".join("\n".join(task.decode(tokens)) + "\n" for tokens in batches))
     return 0
 
 
@@ -204,7 +209,7 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _presets(argv: list[str]) -> int:
-    if argv:
+    if argv and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"presets takes no arguments, got {argv[0]!r}")
     base = preset("synthetic20").to_json()
     for name, summary in PRESET_SUMMARIES.items():
@@ -225,14 +230,15 @@ def _load(arguments: Sample | Evaluate):
     vocabulary = data.Vocabulary.load(arguments.run / "vocabulary.json") if config.corpus else None
     if vocabulary is not None and len(vocabulary) != config.vocab_size:
         raise run.RunError(f"{arguments.run}: vocabulary.json has {len(vocabulary)} words, the run {config.vocab_size}")
-    _, params = run.load_params(arguments.run, config, arguments.checkpoint)
+    skip = functools.partial(print, "leakgan:", file=sys.stderr)
+    params = run.load_params(arguments.run, config, arguments.checkpoint, on_skip=skip)
     return config, vocabulary, params
 
 
 def _temperature(given: float | None, config: Config) -> float:
     temperature = config.eval_temperature if given is None else given
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"temperature is {temperature}; it must be a positive, finite number")
+    if not 1e-3 <= temperature <= 1e3:
+        raise ConfigError(f"temperature is {temperature}; it must be a number from 0.001 to 1000")
     return temperature
 
 
@@ -268,18 +274,22 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
         if not stop.code:  # --help
             raise
         raise ConfigError(f"{_unframed(shown.getvalue())}; see {prog} --help") from None
+    if unknown and not unknown[0].startswith("-"):
+        raise ConfigError(f"unexpected argument {unknown[0]!r} (a preset comes first); see {prog} --help")
     if unknown:
         fields = [field.name for k in (kind, Config) for field in dataclasses.fields(k) if k is kind or kind is Train]
         known = ["--" + name.replace("_", "-") for name in fields if name != "config"]
         raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], known)}; see {prog} --help")
+    if not 0 <= parsed.seed < 2**32:
+        raise ConfigError(f"seed is {parsed.seed}; it must be a whole number from 0 to {2**32 - 1}")
     return parsed
 
 
 def _unframed(message: str) -> str:
     """The first sentence of what tyro says, without the box it draws around it."""
-    lines = [line.strip("│╭╮╰╯├┤─ ") for line in message.splitlines()]
-    lines = [line for line in lines if line and line not in ("Parsing error", "Value error", "Required options")]
-    text = " ".join(lines)
+    lines = [line.strip("│╭╮╰╯├┤─+| ") for line in message.splitlines()]
+    titles = ("", "Parsing error", "Value error", "Required options", "Missing argument")
+    text = " ".join(line for line in lines if line.strip("- ") not in titles)
     for rest in (" For full helptext", " Argument helptext", " Subcommands"):
         text = text.split(rest)[0]
     return text.removeprefix("Error parsing config: ")

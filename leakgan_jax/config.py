@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Every setting of a run. The defaults are `synthetic20` under the paper's reading (SPEC sections 3, 4)."""
+    """Every setting of a run, each checked when the config is built."""
 
     reading: Reading = "paper"
     """What the text leaves open: the paper's equations, or what the released code computes."""
@@ -75,7 +75,7 @@ class Config:
     negative_temperature: float = 1.0
     """alpha of the discriminator's negatives."""
     eval_temperature: float = 1.0
-    """alpha of every sample and likelihood that a metric reports."""
+    """alpha of the samples and likelihoods scored during the run; the final table adds 1 and 1/1.5."""
 
     # --- Optimisation -------------------------------------------------------------------------------
     batch_size: int = 64
@@ -124,6 +124,8 @@ class Config:
             _require(0 <= getattr(self, name) <= _MAX_SIZE, name, self, f"a whole number from 0 to {_MAX_SIZE:,}")
         for name in _POSITIVE:
             _require(0 < getattr(self, name) < float("inf"), name, self, "a positive, finite number")
+        for name in _TEMPERATURES:
+            _require(1e-3 <= getattr(self, name) <= 1e3, name, self, "a temperature from 0.001 to 1000")
         _require(0 < self.dropout_keep <= 1, "dropout_keep", self, "a share above 0 and at most 1")
         _require(0 <= self.discriminator_l2 < float("inf"), "discriminator_l2", self, "a finite number, 0 or more")
         _require(self.vocab_size >= 2, "vocab_size", self, "at least 2")
@@ -207,16 +209,14 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "oracle_seed pretrain_rounds pretrain_draws mle_epochs adversarial_iterations adversarial_draws interleave_every"
 ).split()
-_POSITIVE = (
-    "rescale_slope train_temperature negative_temperature eval_temperature generator_lr adversarial_lr "
-    "discriminator_lr clip_norm"
-).split()
+_POSITIVE = ("rescale_slope generator_lr adversarial_lr discriminator_lr clip_norm").split()
+_TEMPERATURES = "train_temperature negative_temperature eval_temperature".split()
 
 
 def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: Any) -> Config:
-    """A preset under one of the two readings, with `overrides` on top.
+    """A preset under one of the two readings, with `overrides` on top. `Config()` itself is `synthetic20`.
 
-    Source: SPEC section 4; what `reading` changes beyond the goals is the table of section 3.
+    Source: Guo et al. 2018, arXiv:1709.08624, and the released code, github.com/CR-Gjx/LeakGAN.
     Raises:
         ConfigError if the preset, the reading or an override is unknown or cannot work.
     """
@@ -301,7 +301,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthetic20", "released"): {"generator_lr": 1.5e-3, "adversarial_lr": 1.5e-3},
     ("synthetic40", "released"): {"worker_embedding": 64, "worker_hidden": 64, "manager_hidden": 64},
-    ("coco", "released"): {"interleave_every": 15},
+    ("coco", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},
 }
 PRESET_SUMMARIES = {
     "quickstart": "a small synthetic oracle, every phase, about two minutes on two CPU cores",
@@ -313,7 +313,7 @@ PRESET_SUMMARIES = {
 
 def _large_arrays(c: Config) -> list[tuple[str, str, int]]:
     """Arrays that grow with products of settings: the setting to blame, what it is, its size in numbers."""
-    f, rows = c.feature_dim, max(c.sample_batch, c.batch_size * (1 + c.completions * (c.num_blocks - 1)))
+    f, rows = c.feature_dim, c.batch_size * (1 + c.completions * (c.num_blocks - 1))
     stream = sum(w * n for w, n in zip(c.filter_windows, c.filter_counts, strict=True))
     return [
         ("vocab_size", "an embedding", (c.vocab_size + 1) * max(c.discriminator_embedding, c.worker_embedding)),
@@ -325,6 +325,7 @@ def _large_arrays(c: Config) -> list[tuple[str, str, int]]:
         ("batch_size", "the logits of a batch", c.batch_size * c.length * c.vocab_size),
         ("completions", "the logits of a sampling step", rows * c.vocab_size),
         ("completions", "the convolutions of a sampling step", rows * stream),
+        ("sample_batch", "a sampling step", c.sample_batch * max(stream, c.vocab_size)),
         ("num_train", "the training set", c.num_train * c.length),
         ("num_heldout", "the held-out set", c.num_heldout * c.length),
         ("draw_size", "a discriminator draw", 2 * c.draw_size * c.length),

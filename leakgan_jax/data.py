@@ -7,6 +7,7 @@ A row is the ids of a sentence's words, END, then PAD to the length. PAD is one 
 import collections
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -22,6 +23,8 @@ from leakgan_jax.config import Config
 
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
+
+PARTIAL = ".partial"  # ends the names of files that are being written
 
 PathLike = str | os.PathLike[str]
 
@@ -59,14 +62,7 @@ class Vocabulary:
 
     def save(self, path: PathLike) -> None:
         """Writes JSON for `load`. Whoever reads `path` sees the old file or the new one, never half of one."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            text = json.dumps({"words": self.words, "format": _FORMAT}, ensure_ascii=False)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write(pathlib.Path(path), json.dumps({"words": self.words, "format": _FORMAT}, ensure_ascii=False))
 
     @staticmethod
     def load(path: PathLike) -> "Vocabulary":
@@ -173,6 +169,23 @@ def encode_corpus(sentences: Sequence[Sequence[str]], config: Config, seed: int)
         dropped=len(sentences) - len(kept),
         duplicates=sum(tuple(words) in seen for words in heldout),
     )
+
+
+def write(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file at once: readers see the old content or the new. An OSError names `path` and leaves the old."""
+    temporary = path.parent / f".{path.name}{PARTIAL}"
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a directory; give a file", str(path))
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def digest(path: PathLike) -> str:

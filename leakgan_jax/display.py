@@ -30,6 +30,8 @@ class Display:
         self._work = {kind: run.work(config, task, kind) for kind in ("mle", "discriminator", "generator", "evaluate")}
         self._totals = {u.phase: u.step for u in units}
         self._last = time.monotonic()
+        if dropped := task.source.get("dropped_as_too_long"):
+            self.message(f"{dropped} sentences are longer than {config.length - 1} words and left out")
         if done:
             self.message(f"resuming after {done} of {len(units)} units of work")
         if self._console.is_terminal:

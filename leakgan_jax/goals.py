@@ -1,4 +1,5 @@
-"""Everything in which the two readings of the paper differ, but for constants (those are in `config.py`).
+"""Everything in which the two readings of the paper differ, but for constants (those are in `config.py`) and for
+which of `models/manager.py` and `models/worker.py` declares the initial goal.
 
 `paper`: every token has a goal, the sum of the last `C`. `released`: that sum is taken where a block of `C`
 tokens begins and held for the block; the first block's goal is learned; the embedding has unit length.

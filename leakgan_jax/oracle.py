@@ -22,6 +22,7 @@ from leakgan_jax.types import Array, Key
 
 START = 0  # an ordinary word of the vocabulary, as in the published oracle
 _MAX_BYTES = 2**30
+_DRAWN = 5_000  # sentences drawn at a time; 100 MB of logits at 5,000 words
 _CHUNK = 500  # sentences; 200 MB of logits at 20 tokens and 5,000 words
 
 
@@ -113,7 +114,16 @@ def sample(params: OracleParams, key: Key, num: int, length: int) -> Array:
         `[num, length]` int32. Token t of row r comes of `row_uniform(split(key, num)[r], t)`, whatever `length`.
     """
     table, recurrent = _fused_gates(params)
-    row_keys = jax.random.split(key, num)
+    # A row has its own key, so rows need not be drawn together, and memory is bounded.
+    batch = min(num, _DRAWN)
+    row_keys = jax.random.split(key, -(-num // batch) * batch).reshape(-1, batch)
+    tokens = jax.lax.map(lambda keys: _sample_rows(params, table, recurrent, keys, length), row_keys)
+    return tokens.reshape(-1, length)[:num]
+
+
+def _sample_rows(params: OracleParams, table: Array, recurrent: Array, row_keys: Key, length: int) -> Array:
+    """One sentence a key, `[B, length]`."""
+    num = row_keys.shape[0]
 
     def step(carry: _Carry, position: Array) -> tuple[_Carry, Array]:
         hidden, cell = _lstm(table[carry.token], recurrent, carry.hidden, carry.cell)

@@ -1,9 +1,10 @@
 """What a finished run shows: `curves.png` and `report.md`, both from the metric lines."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from leakgan_jax import run
+from leakgan_jax import data
 from leakgan_jax.config import Config
 from leakgan_jax.display import clock
 
@@ -39,15 +40,10 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
     axes.grid(alpha=0.25)
     if scored:
         axes.legend(frameon=False, fontsize=9)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format="png", dpi=130)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise run.RunError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        plt.close(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    plt.close(figure)
+    data.write(path, picture.getvalue())
 
 
 def table(rows: dict[str, list[dict[str, Any]]], real_nll: float | None) -> str:
@@ -74,29 +70,36 @@ def write_report(
 ) -> None:
     """`report.md`: the table, what its numbers are, and how to repeat it. `record` is `config.json`."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    num = rows["LeakGAN"][0]["num_samples"]
+    source = record["data"]
+    heldout = source.get("heldout_sentences", config.num_heldout)
+    interleaved = sum(line["kind"] == "mle" and line["phase"] == "adversarial" for line in lines)
     facts = {
         "Command": f"`{record['command']}`",
         "Seed": f"{record['seed']} (one run: no spread)",
         "Reading": config.reading,
-        "Counts": f"{num:,} samples a row; NLL_gen on {_heldout(config, record):,} held-out real sentences",
+        "Counts": f"{config.eval_samples:,} samples a row; NLL_gen on {heldout:,} held-out real sentences",
+        "Schedule": (
+            f"{config.pretrain_rounds * config.mle_epochs} MLE epochs before, and {interleaved} among, "
+            f"{config.adversarial_iterations} adversarial iterations of {config.generator_steps} generator step(s)"
+        ),
         "Training time": clock(lines[-1]["seconds"] if lines else 0),
         "Device": record["device"],
         "Versions": versions,
     }
+    if "train_sentences" in source:
+        facts["Corpus"] = (
+            f"{source['train_sentences']:,} sentences to train on; {source['dropped_as_too_long']:,} left out, "
+            f"longer than {config.length - 1} words; {source['heldout_also_in_train']:,} held out and also in training"
+        )
     body = [
         "# LeakGAN run\n",
         table(rows, real_nll),
         "NLL is in nats per token. NLL_oracle is of the samples under the oracle (lower is better, and a model that "
         "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, NLL_div "
-        "of its own samples. Every number of a row is at the row's temperature, and both MLE models are of this same run: "
-        "the epoch with the lowest NLL_gen, and the last. LeakGAN is the final state; no state was chosen among many.\n",
+        "of its own samples. Every number of a row is at the row's temperature. Both MLE models are of this same run: "
+        "the scored epoch with the lowest NLL_gen, and the last. LeakGAN is the final state, not chosen among many.\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
     ]
-    run.write(out / "report.md", "\n".join(body))
-
-
-def _heldout(config: Config, record: dict[str, Any]) -> int:
-    return record["data"].get("heldout_sentences", config.num_heldout)
+    data.write(out / "report.md", "\n".join(body))

@@ -85,7 +85,8 @@ def sample_with_values(config: Config, params: Params, keys: Key, temperature: A
         carry, steps = jax.lax.scan(step, carry, (indices, None))
         main.append(jax.tree.map(lambda x: x[:, :batch], steps))
         if block + 1 < config.num_blocks:
-            children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), carry)
+            copied = carry._replace(keys=None)
+            children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), copied)
             children = children._replace(keys=completion_keys(config, keys, block).reshape(-1))
             carry = jax.tree.map(lambda *x: jnp.concatenate(x), carry, children)
     scores = jax.nn.sigmoid(discriminator.logit(config, params.discriminator, carry.feature))

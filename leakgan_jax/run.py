@@ -9,11 +9,10 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from leakgan_jax import data, oracle, rollout, training
-from leakgan_jax.checkpoint import Checkpoints, Which
+from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Which
 from leakgan_jax.config import Config, ConfigError, differences
+from leakgan_jax.data import write
 from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
+_RECORD = {"config": dict, "seed": int, "data": dict, "command": str, "versions": dict, "device": str}
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
 
 
@@ -110,10 +111,7 @@ def load_task(config: Config, seed: int) -> tuple[Config, Task]:
     else:
         params = oracle.init(jax.random.key(config.oracle_seed), config.vocab_size, config.oracle_hidden)
     params = jax.tree.map(jnp.asarray, params)
-    train_key, heldout_key = jax.random.split(_keys(seed).data)
-    draw = jax.jit(oracle.sample, static_argnums=(2, 3))
-    train = draw(params, train_key, config.num_train, config.length)
-    heldout = draw(params, heldout_key, config.num_heldout, config.length)
+    train, heldout = _draw_data(config, params, _keys(seed).data)
     return config, Task(train, heldout, params, None, source)
 
 
@@ -124,13 +122,10 @@ def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: 
         The samples, `[eval_samples, T]`, and `nll_oracle`, `nll_gen`, `nll_div` in nats per token (`None` where
         one does not apply), `temperature`, `num_samples`, and `distinct`, the share of samples that differ.
     """
-    tokens, metrics = _evaluate(config, params, task.heldout, key, temperature)
-    nll_oracle = None if task.oracle is None else float(_oracle_nll(task.oracle, tokens))
-    tokens = np.asarray(tokens)
-    metrics = {name: float(value) for name, value in metrics.items()}
+    tokens, metrics = jax.device_get(_evaluate(config, task.oracle, params, task.heldout, key, temperature))
     distinct = len(np.unique(tokens, axis=0)) / len(tokens)
     shared = {"temperature": temperature, "num_samples": len(tokens), "distinct": distinct}
-    return tokens, {"nll_oracle": nll_oracle, **metrics, **shared}
+    return tokens, {"nll_oracle": None, **{name: float(value) for name, value in metrics.items()}, **shared}
 
 
 def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, display) -> int | None:
@@ -146,6 +141,7 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
     config, task = load_task(config, seed)
     _open_directory(config, seed, task, out, resume, command)
     units, keys = schedule(config), _keys(seed)
+    last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
     with Checkpoints(out, create=True) as checkpoints, _Signals() as signals:
         state, done, extra = _restore_or_init(config, keys, checkpoints, display)
         lines = _keep_lines(out / "metrics.jsonl", done)
@@ -158,18 +154,18 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
             state, metrics = _run_unit(config, task, state, unit, jax.random.fold_in(keys.train, index))
             line = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
             line |= {name: float(value) for name, value in metrics.items()}
-            unit_seconds = time.monotonic() - began
-            for name, value in line.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise RunError(f"{name} is {value} in unit {index + 1} of {out}; the checkpoint before is intact")
-            best = {}
+            unit_seconds, best = time.monotonic() - began, {}
             if unit.evaluate:
                 key = jax.random.fold_in(keys.evaluate, index)
                 tokens, scores = evaluate(config, task, state.params, key, config.eval_temperature)
                 line |= scores
                 best = {"nll_gen": scores["nll_gen"], "pretrain": float(unit.phase == "pretrain")}
+            for name, value in line.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RunError(f"{name} is {value} in unit {index + 1} of {out}; the checkpoint before is intact")
+            if unit.evaluate:
                 write(out / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
-            if unit.phase == "pretrain" and (index + 1 == len(units) or units[index + 1].phase == "adversarial"):
+            if unit == last_mle:
                 extra["mle_last"] = _table_rows(config, task, state.params, keys.table)
             line["seconds"] = round(time.monotonic() - clock, 3)
             _append(out / "metrics.jsonl", line)
@@ -186,11 +182,18 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
                 report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
                 return signals.caught
         display.message("scoring the table")
-        rows = {"LeakGAN": _table_rows(config, task, state.params, keys.table)}
-        if "mle_last" in extra:
-            _, best_params = load_params(out, config, "mle", checkpoints)
-            rows["MLE, best NLL_gen"] = _table_rows(config, task, best_params, keys.table)
+        rows = {}
+        if last_mle:
             rows["MLE, last epoch"] = extra["mle_last"]
+            try:
+                best_params = checkpoints.restore(_target(config), "mle").state.params
+                rows["MLE, best NLL_gen"] = _table_rows(config, task, best_params, keys.table)
+            except CheckpointError as error:
+                display.message(f"{error}; the table has no row for the best MLE model")
+        if config.adversarial_iterations and not signals.caught:
+            rows["LeakGAN"] = _table_rows(config, task, state.params, keys.table)
+        if signals.caught:
+            return signals.caught
     report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
     report.write_report(out, config, rows, _real_nll(task), json.loads((out / "config.json").read_text()), lines)
     return None
@@ -201,7 +204,9 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
     path = out / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Config.from_json(record["config"]), int(record["seed"]), record
+        if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
+            raise TypeError
+        return Config.from_json(record["config"]), record["seed"], record
     except FileNotFoundError:
         raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
     except OSError as error:
@@ -212,13 +217,10 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
         raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
 
 
-def load_params(out: Path, config: Config, which: Which, checkpoints: Checkpoints | None = None) -> tuple[int, Params]:
-    """The number of units done and the parameters of a checkpoint of the run in `out`."""
-    if checkpoints is None:
-        with Checkpoints(out, create=False) as checkpoints:
-            return load_params(out, config, which, checkpoints)
-    restored = checkpoints.restore(_target(config), which)
-    return restored.step, restored.state.params
+def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str], None]) -> Params:
+    """The parameters of a checkpoint of the run in `out`; `on_skip` is told of damaged ones passed over."""
+    with Checkpoints(out, create=False) as checkpoints:
+        return checkpoints.restore(_target(config), which, on_skip).state.params
 
 
 def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path) -> np.ndarray:
@@ -247,20 +249,6 @@ def stream_samples(config: Config, params: Params, seed: int, num: int, temperat
         yield np.asarray(tokens)[: num - start]
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces a file at once: readers see the old text or the new, and a full disk leaves the old."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def work(config: Config, task: Task, kind: str) -> float:
     """Rough cost of a unit in sentences passed through a network, to guess the time of kinds not yet seen."""
     if kind == "mle":
@@ -275,9 +263,23 @@ def work(config: Config, task: Task, kind: str) -> float:
 # Compiled once a run: the config is static, shapes do not change, states are donated.
 _mle_epoch = jax.jit(training.mle_epoch, static_argnums=0, donate_argnums=1)
 _generator_steps = jax.jit(training.generator_steps, static_argnums=0, donate_argnums=1)
-_evaluate = jax.jit(training.evaluate, static_argnums=0)
-_oracle_nll = jax.jit(oracle.nll)
 _sample = jax.jit(rollout.sample_many, static_argnums=(0, 3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_data(config: Config, params: oracle.OracleParams, key: Key) -> tuple[Array, Array]:
+    """The fixed training set and the held-out sentences of the synthetic task."""
+    train_key, heldout_key = jax.random.split(key)
+    train = oracle.sample(params, train_key, config.num_train, config.length)
+    return train, oracle.sample(params, heldout_key, config.num_heldout, config.length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(config: Config, task_oracle, params: Params, heldout: Array, key: Key, temperature):
+    tokens, metrics = training.evaluate(config, params, heldout, key, temperature)
+    if task_oracle is not None:
+        metrics["nll_oracle"] = oracle.nll(task_oracle, tokens)
+    return tokens, metrics
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -303,11 +305,12 @@ def _run_unit(config: Config, task: Task, state: GanState, unit: Unit, key: Key)
 
 def _table_rows(config: Config, task: Task, params: Params, key: Key) -> list[dict[str, Any]]:
     temperatures = sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
-    return [evaluate(config, task, params, key, temperature)[1] for temperature in temperatures]
+    # The same draws for every row, so that rows differ by model and temperature alone.
+    return [evaluate(config, task, params, jax.random.clone(key), alpha)[1] for alpha in temperatures]
 
 
 def _real_nll(task: Task) -> float | None:
-    return None if task.oracle is None else float(_oracle_nll(task.oracle, task.heldout))
+    return None if task.oracle is None else float(jax.jit(oracle.nll)(task.oracle, task.heldout))
 
 
 def _keys(seed: int) -> Keys:
@@ -331,7 +334,9 @@ def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bo
             raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
         return
     try:
-        if out.exists() and any(out.iterdir()):
+        # A run killed before its config.json was whole left nothing that matters.
+        remains = {"vocabulary.json"}
+        if out.exists() and any(p.name not in remains and not p.name.endswith(data.PARTIAL) for p in out.iterdir()):
             holds_run = (out / "config.json").exists()
             what = "already holds a run; add --resume to continue it or" if holds_run else "is not empty;"
             raise RunError(f"{out} {what} choose another --out")
@@ -346,9 +351,9 @@ def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bo
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
     }
-    write(out / "config.json", json.dumps(record, indent=2) + "\n")
     if task.vocabulary is not None:
         task.vocabulary.save(out / "vocabulary.json")
+    write(out / "config.json", json.dumps(record, indent=2) + "\n")  # last: with it the directory is a run
 
 
 def _versions() -> dict[str, str]:
@@ -390,8 +395,8 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; resume when there is room") from None
+    except OSError as error:  # of a write, which does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class _Signals:

@@ -63,8 +63,8 @@ def mle_step(config: Config, state: GanState, tokens: Array) -> tuple[GanState, 
 def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState, Metrics]:
     """One adversarial update of Manager (Eq. 7) and Worker (Eq. 8) on `batch_size` sentences of their own.
 
-    `value` and `reward` in the metrics are means: of D's score of the completions, before ranking, and of the
-    Worker's intrinsic reward (the ranks' own mean never moves).
+    In the metrics, `value` is the mean of D's score of the completions before ranking (the ranks' own mean never
+    moves), `reward` that of the Worker's intrinsic reward, `entropy` the sentences' own NLL in nats per token.
     """
     keys = jax.random.split(key, config.batch_size)
     sampled, values = rollout.sample_with_values(config, state.params, keys, config.train_temperature)
@@ -82,7 +82,7 @@ def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState,
         metrics = {
             "manager_loss": goal_loss,
             "worker_loss": worker_loss,
-            "value": values[:, -1].mean(),
+            "value": values.mean(),
             "reward": losses.masked_mean(reward, mask),
             "entropy": -losses.masked_mean(log_probs, mask),
         }

@@ -27,6 +27,7 @@ TINY = (
     "--mle-epochs 2 --adversarial-iterations 4 --adversarial-draws 1 --interleave-every 3 --eval-every 2"
 ).split()
 TEXT = [*TINY[2:], "--min-count", "2", "--lowercase"]  # all but the vocabulary size
+pytestmark = pytest.mark.usefixtures("fast_compile")
 CORPUS = "A man rides a horse\nthe dog sleeps\na dog rides the man\nthe horse sleeps on a man\n" * 30
 
 
@@ -35,7 +36,7 @@ def leakgan(*argv) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, fast_compile):
     """A run of the tiny synthetic task, never stopped."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     before = _traces()
@@ -45,7 +46,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text_run(tmp_path_factory):
+def text_run(tmp_path_factory, fast_compile):
     folder = tmp_path_factory.mktemp("text")
     (folder / "corpus.txt").write_text(CORPUS, encoding="utf-8")
     assert leakgan("train", "coco", "--out", folder / "run", "--corpus", folder / "corpus.txt", *TEXT) == 0
@@ -145,7 +146,8 @@ def test_sigterm_saves_and_resuming_ends_as_if_never_stopped(finished, tmp_path,
 
 def test_sigkill_at_any_moment_resumes_to_the_same_bits(finished, tmp_path):
     command = [sys.executable, "-m", "leakgan_jax.cli", "train", "--out", str(tmp_path / "run"), *TINY]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the same bits as in this process
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (lines.exists() and lines.read_bytes().count(b"\n") >= 6):
@@ -169,6 +171,36 @@ def test_resuming_a_damaged_checkpoint_falls_back_and_says_so(finished, tmp_path
         shutil.rmtree(checkpoint / "state")
     assert leakgan("train", "--out", out, "--resume") == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_damage_to_an_older_checkpoint_costs_a_row_not_the_run(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    oldest = min((out / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    shutil.rmtree(oldest / "record")
+    assert leakgan("train", "--out", out, "--resume") == 0
+    assert "no row for the best MLE" in capsys.readouterr().err
+    assert "| LeakGAN |" in (out / "report.md").read_text()
+
+
+def test_a_kill_before_the_config_was_whole_leaves_the_directory_free(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.json.partial").write_text("{")
+    (out / "vocabulary.json").write_text("{}")
+    assert leakgan("train", "--out", out, "--resume") == 2
+    assert leakgan("train", "--out", out, *TINY, "--pretrain-rounds", 0, "--adversarial-iterations", 0) == 0
+    assert (out / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"config": {}, "seed": 0}', '{"config": {"lenght": 4}, "seed": 1}']
+)
+def test_a_config_that_is_no_config(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    for argv in (["train", "--resume", "--out", tmp_path], ["sample", tmp_path, "--num", 1], ["evaluate", tmp_path]):
+        assert leakgan(*argv) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_half_written_metric_line_is_dropped(finished, tmp_path):
@@ -244,6 +276,10 @@ BAD = {
     "nothing to resume": (["train", "--out", "OUT", "--resume"], "config.json"),
     "nothing to sample": (["sample", "OUT", "--num", "3"], "config.json"),
     "no sentences": (["sample", "FINISHED", "--num", "0"], "num"),
+    "a seed out of range": (["sample", "FINISHED", "--num", "3", "--seed", "-1"], "seed is -1"),
+    "a preset in the wrong place": (["train", "--out", "OUT", "quickstart"], "comes first"),
+    "a folder to write to": (["sample", "FINISHED", "--num", "3", "--out", "."], "directory"),
+    "a file for a folder": (["sample", "FINISHED", "--num", "3", "--out", "FINISHED/report.md/x"], "report.md/x"),
     "a temperature of zero": (["sample", "FINISHED", "--num", "3", "--temperature", "0"], "temperature"),
     "a temperature that is no number": (["evaluate", "FINISHED", "--temperature", "nan"], "temperature"),
     "a directory in use": (["train", "--out", "FINISHED"], "--resume"),
@@ -259,9 +295,13 @@ def test_bad_input_is_one_line_and_status_2(case, finished, tmp_path, monkeypatc
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     argv, expected = BAD[case]
     places = {"OUT": tmp_path / "out", "FINISHED": finished}
-    assert leakgan(*[places.get(word, word) for word in argv]) == 2
+    argv = [str(places.get(word, word)).replace("FINISHED", str(finished)) for word in argv]
+    assert leakgan(*argv) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and expected in printed.err
+    assert (
+        printed.err.startswith("leakgan: ") and "--- " not in printed.err and "Error parsing config" not in printed.err
+    )
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
