@@ -37,6 +37,7 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
     axes.set_xlabel("MLE epochs, then adversarial iterations")
     axes.set_ylabel("nats per token")
     axes.set_title(f"{config.reading} reading, scored at temperature {config.eval_temperature:.3g}", fontsize=10)
+    axes.margins(y=0.15)  # room for the names of the phases
     axes.grid(alpha=0.25)
     if scored:
         axes.legend(frameon=False, fontsize=9)

@@ -140,7 +140,7 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
 
     config, task = load_task(config, seed)
     _open_directory(config, seed, task, out, resume, command)
-    units, keys = schedule(config), _keys(seed)
+    units, keys, real_nll = schedule(config), _keys(seed), _real_nll(task)
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
     with Checkpoints(out, create=True) as checkpoints, _Signals() as signals:
         state, done, extra = _restore_or_init(config, keys, checkpoints, display)
@@ -176,10 +176,10 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
                 extra["seconds"] = line["seconds"]
                 checkpoints.save(index + 1, state, extra, best)
                 if due:
-                    report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
+                    report.draw_curves(out / "curves.png", config, lines, real_nll)
                     saved_at = time.monotonic()
             if signals.caught:
-                report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
+                report.draw_curves(out / "curves.png", config, lines, real_nll)
                 return signals.caught
         display.message("scoring the table")
         rows = {}
@@ -194,8 +194,8 @@ def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, d
             rows["LeakGAN"] = _table_rows(config, task, state.params, keys.table)
         if signals.caught:
             return signals.caught
-    report.draw_curves(out / "curves.png", config, lines, _real_nll(task))
-    report.write_report(out, config, rows, _real_nll(task), json.loads((out / "config.json").read_text()), lines)
+    report.draw_curves(out / "curves.png", config, lines, real_nll)
+    report.write_report(out, config, rows, real_nll, json.loads((out / "config.json").read_text()), lines)
     return None
 
 
