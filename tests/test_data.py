@@ -1,6 +1,7 @@
 """Corpora: what is read, what is refused and in which words, and the rows that come out."""
 
 import collections
+import errno
 import hashlib
 import json
 import os
@@ -84,7 +85,7 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     Vocabulary(WORDS).save(path)
 
     def refuse(source, target):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):

@@ -141,7 +141,7 @@ def drawn(tiny):
 def test_generator_step_has_the_losses_of_the_slow_pipeline(tiny, drawn):
     _, metrics = generator_step(tiny.config, tiny.state, jax.random.key(KEY))
     config = tiny.config
-    assert_close(metrics["value"], drawn.values[:, -1].mean())
+    assert_close(metrics["value"], drawn.values.mean())
     assert_close(metrics["manager_loss"], drawn.manager_loss(tiny, tiny.arrays.manager))
     recorded = drawn.log_probs(tiny, tiny.arrays.worker, config.train_temperature)
     intrinsic = drawn.intrinsic(tiny)
