@@ -305,7 +305,7 @@ _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("coco", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},
 }
 PRESET_SUMMARIES = {
-    "quickstart": "a small synthetic oracle, every phase, about two minutes on two CPU cores",
+    "quickstart": "a small synthetic oracle, every phase, about a minute on two CPU cores",
     "synthetic20": "the paper's synthetic task, sentences of 20 tokens (Table 1); wants an accelerator",
     "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
     "coco": "image captions; needs --corpus FILE; wants an accelerator",
