@@ -134,7 +134,7 @@ def _train(argv: list[str]) -> int:
         config = dataclasses.replace(config, corpus=os.path.abspath(config.corpus))
     if config.oracle_file:
         config = dataclasses.replace(config, oracle_file=os.path.abspath(config.oracle_file))
-    if (name or "").startswith("coco") and not config.corpus:
+    if name == "coco" and not config.corpus:
         raise ConfigError("preset coco needs --corpus FILE: text in UTF-8, one sentence a line")
 
     from leakgan_jax import run
