@@ -1,4 +1,4 @@
-"""The command line, `leakgan train | sample | evaluate | presets`: the only place that reads argv."""
+"""The command line, `leakgan train | sample | evaluate | metrics | presets`: the only place that reads argv."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from leakgan_jax.config import PRESET_SUMMARIES, Config, ConfigError, nearest, preset
+from leakgan_jax.metrics import Rule
 
 USAGE = """\
 LeakGAN in JAX: text from a GAN whose discriminator leaks its features to the generator.
@@ -24,6 +25,7 @@ usage: leakgan COMMAND ...
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
+  leakgan metrics HYPOTHESES --references FILE [--train FILE] [--json] score any two text files: BLEU, self-BLEU, FED
   leakgan presets                                                      list the presets and their settings
 
 Start with:  leakgan train --out runs/first
@@ -85,6 +87,31 @@ class Evaluate:
     """Print one JSON object and nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Scores sentences of any model against real ones: BLEU, self-BLEU, distinct-n, FED and, with --train, copying.
+
+    BLEU compares only at equal numbers of references, the same tokens and the same rule; all are printed with it.
+    FED takes equal numbers: of the longer file, as many sentences as the other has, evenly spaced.
+    """
+
+    hypotheses: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HYPOTHESES")]
+    """Sentences to score, one a line; blank lines are left out."""
+    references: Path
+    """Real sentences to compare with, one a line. Not those that the model was trained on."""
+    rule: Rule = "method1"
+    """What an n-gram order without a match does to BLEU: method1 counts 0.1 matches, none makes BLEU 0, nltk-3.2 leaves
+    the order out of the product, as NLTK did up to 3.2.5."""
+    tokenizer: Literal["whitespace", "nltk", "characters"] = "whitespace"
+    """How lines are split into words."""
+    lowercase: bool = False
+    """Lower-case all text first."""
+    train: Path | None = None
+    """Text the model was trained on, one sentence a line: says how much of the hypotheses is copied from it."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for bad input (one line says what), 128 + N for signal N."""
     argv = sys.argv[1:] if argv is None else argv
@@ -92,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else 2
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train, "sample": _sample, "evaluate": _evaluate, "presets": _presets,
+        "train": _train, "sample": _sample, "evaluate": _evaluate, "metrics": _metrics, "presets": _presets,
     }  # fmt: skip
     try:
         if argv[0] not in commands:
@@ -208,6 +235,94 @@ def _evaluate(argv: list[str]) -> int:
     return 0
 
 
+def _metrics(argv: list[str]) -> int:
+    arguments = _parse(Metrics, argv, "leakgan metrics")
+    from leakgan_jax import data, metrics
+
+    def read(path: Path) -> list[list[str]]:
+        return data.read_sentences(path, arguments.lowercase, arguments.tokenizer)
+
+    hypotheses, references = read(arguments.hypotheses), read(arguments.references)
+    if len(hypotheses) < 2:
+        raise data.DataError(f"{arguments.hypotheses}: 1 sentence; self-BLEU compares sentences, so give at least 2")
+    train = None if arguments.train is None else read(arguments.train)
+
+    scores = {
+        **metrics.bleu(hypotheses, references, rule=arguments.rule),
+        **metrics.self_bleu(hypotheses, rule=arguments.rule),
+        **metrics.distinct_n(hypotheses),
+        **({} if train is None else metrics.novelty(hypotheses, train)),
+        **_fed(hypotheses, references),
+        "tokenizer": arguments.tokenizer,
+        "lowercase": arguments.lowercase,
+    }
+    del scores["sentences"]  # the hypotheses again
+    for note in _doubts(hypotheses, references, scores, arguments):
+        print(f"leakgan: {note}", file=sys.stderr)
+    print(json.dumps(scores) if arguments.json else _metrics_table(scores, arguments))
+    return 0
+
+
+def _fed(hypotheses: list[list[str]], references: list[list[str]]) -> dict[str, Any]:
+    """FED under word vectors of the references, of equal numbers; None for fewer than two."""
+    from leakgan_jax import metrics
+
+    num = min(len(hypotheses), len(references))
+    if num < 2:
+        return {"fed": None, "fed_sentences": num, "fed_dim": None}
+    chosen = ([group[i * len(group) // num] for i in range(num)] for group in (hypotheses, references))
+    return metrics.fed(*chosen, metrics.word_vectors(references))
+
+
+def _doubts(hypotheses: list[list[str]], references: list[list[str]], scores: dict[str, Any], arguments: Metrics):
+    """What should make a reader doubt the scores, a line each."""
+    words = {word for sentence in hypotheses for word in sentence}
+    shared = len(words.intersection(word for sentence in references for word in sentence)) / len(words)
+    if shared < 0.5:
+        yield (
+            f"warning: only {shared:.0%} of the {len(words):,} different words of {arguments.hypotheses} occur in "
+            f"{arguments.references}; see that both have the same tokens and case (--tokenizer, --lowercase)"
+        )
+    if short := sum(len(sentence) < 5 for sentence in hypotheses):
+        yield (
+            f"note: {short:,} of {len(hypotheses):,} hypotheses have fewer than 5 words; the orders of BLEU that are "
+            "longer than a sentence count as orders without a match, as in NLTK"
+        )
+    if scores["fed"] is not None and scores["fed_sentences"] <= scores["fed_dim"]:
+        yield f"note: {scores['fed_sentences']:,} sentences are too few for FED in {scores['fed_dim']} dimensions"
+
+
+def _metrics_table(scores: dict[str, Any], arguments: Metrics) -> str:
+    def row(name: str, key: str) -> str:
+        values = (scores.get(f"{key}_{n}") for n in range(1, 6))
+        return f"{name:<12}" + "".join(" " * 9 if value is None else f"{value:9.4f}" for value in values).rstrip()
+
+    case = "lower-cased" if arguments.lowercase else "case kept"
+    lines = [
+        f"hypotheses  {arguments.hypotheses}: {scores['hypotheses']:,} sentences, {scores['distinct']:.1%} distinct",
+        f"references  {arguments.references}: {scores['references']:,} sentences",
+        f"settings    rule {arguments.rule}, tokenizer {arguments.tokenizer}, {case}",
+        "",
+        "n           " + "".join(f"{n:9}" for n in range(1, 6)),
+        row("BLEU", "bleu"),
+        row("self-BLEU", "self_bleu"),
+        row("distinct-n", "distinct"),
+    ]
+    if arguments.train is not None:
+        lines[2:2] = [f"train       {arguments.train}: {scores['train']:,} sentences"]
+        span = f"{scores['copied_mean']:.2f} words on average, {scores['copied_max']} at most"
+        lines += [
+            row("in train", "in_train"),
+            "",
+            f"copied      {scores['in_train']:.1%} of the hypotheses are, whole, a sentence of train;",
+            f"            the longest span of each within one: {span}",
+        ]
+    if scores["fed"] is not None:
+        each = f"{scores['fed_sentences']:,} sentences each, {scores['fed_dim']} dimensions"
+        lines += ["", f"FED         {scores['fed']:.5f} (word vectors of the references; {each})"]
+    return "\n".join(lines)
+
+
 def _presets(argv: list[str]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"presets takes no arguments, got {argv[0]!r}")
@@ -280,7 +395,7 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
         fields = [field.name for k in (kind, Config) for field in dataclasses.fields(k) if k is kind or kind is Train]
         known = ["--" + name.replace("_", "-") for name in fields if name != "config"]
         raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], known)}; see {prog} --help")
-    if not 0 <= parsed.seed < 2**32:
+    if not 0 <= getattr(parsed, "seed", 0) < 2**32:
         raise ConfigError(f"seed is {parsed.seed}; it must be a whole number from 0 to {2**32 - 1}")
     return parsed
 

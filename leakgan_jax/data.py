@@ -105,8 +105,16 @@ def load_corpus(config: Config, seed: int) -> Corpus:
     return encode_corpus(read_sentences(config.corpus, config.lowercase), config, seed)
 
 
-def read_sentences(path: PathLike, lowercase: bool) -> list[list[str]]:
-    """The words of each line of a UTF-8 file, split at whitespace; blank lines are skipped.
+def tokenize(line: str, tokenizer: str, lowercase: bool) -> list[str]:
+    """The words of a line: split at "whitespace", by "nltk"'s word tokenizer, or its non-space "characters"."""
+    line = line.lower() if lowercase else line
+    if tokenizer == "nltk":
+        return _nltk_tokenizer().tokenize(line)
+    return [c for c in line if not c.isspace()] if tokenizer == "characters" else line.split()
+
+
+def read_sentences(path: PathLike, lowercase: bool, tokenizer: str = "whitespace") -> list[list[str]]:
+    """The words of each line of a UTF-8 file, as `tokenize` finds them; blank lines are skipped.
 
     Any of the usual line ends will do, and a byte order mark is ignored.
     Raises:
@@ -123,7 +131,7 @@ def read_sentences(path: PathLike, lowercase: bool) -> list[list[str]]:
                 raise DataError(f"{path}, line {number}: {_describe(bad)}")
             if len(line.removesuffix("\n")) > MAX_LINE:
                 raise DataError(f"{path}, line {number}: over {MAX_LINE:,} characters; put one sentence on a line")
-            if words := (line.lower() if lowercase else line).split():
+            if words := tokenize(line, tokenizer, lowercase):
                 sentences.append(words)
     if not sentences:
         raise DataError(f"{path}: no words in it; give text with one sentence a line")
@@ -195,6 +203,13 @@ def digest(path: PathLike) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+@functools.cache
+def _nltk_tokenizer() -> Any:
+    from nltk.tokenize.destructive import NLTKWordTokenizer  # rules in code: needs no download
+
+    return NLTKWordTokenizer()
 
 
 _SPECIAL = ("<unk>", "<end>")

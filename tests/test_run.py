@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_what_is_there(finished, tmp_path, monkeypatch, capsy
 
 
 def test_importing_the_library_is_light():
-    heavy = {"orbax", "tensorflow_datasets", "tyro", "matplotlib"}
+    heavy = {"orbax", "tensorflow_datasets", "tyro", "matplotlib", "nltk"}
     code = f"import sys, leakgan_jax; print({heavy} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "set()\n"
