@@ -254,6 +254,14 @@ def test_longest_copies_of_long_sentences(seed):
         assert metrics.novelty([words], train)["copied_max"] == span
 
 
+@pytest.mark.parametrize("length", [*range(1, 18), 31, 32, 33])
+def test_the_longest_copy_is_found_among_near_misses(length):
+    words = list(range(length))
+    near = [[*words[:i], other] for i in range(length) for other in (-1, length)]
+    assert metrics.novelty([words], [*near, words, *near])["copied_max"] == length
+    assert metrics.novelty([words], near)["copied_max"] == length - 1
+
+
 def test_spans_do_not_cross_sentences():
     result = metrics.novelty([list("abcd")], [list("ab"), list("cd")])
     assert (result["copied_max"], result["in_train_3"], result["in_train"]) == (2, 0, 0)
