@@ -270,7 +270,12 @@ BAD = {
     "a negative size": (["train", "--out", "OUT", "--batch-size", "-1"], "batch_size"),
     "an absurd size": (["train", "--out", "OUT", "--vocab-size", "900000000"], "vocab_size"),
     "a missing corpus": (["train", "coco", "--out", "OUT", "--corpus", "nowhere.txt"], "nowhere.txt"),
-    "a preset without its corpus": (["train", "coco", "--out", "OUT"], "--corpus"),
+    "a missing folder of files": (["train", "coco", "--out", "OUT", "--manual-dir", "nowhere"], "nowhere"),
+    "files and no dataset": (["train", "--out", "OUT", "--manual-dir", "."], "--dataset"),
+    "files and a corpus": (["train", "coco", "--out", "OUT", "--corpus", "a.txt", "--manual-dir", "."], "manual_dir"),
+    "a dataset and a corpus": (["train", "--out", "OUT", "--corpus", "a.txt", "--dataset", "text_lines"], "dataset"),
+    "an unknown dataset": (["train", "--out", "OUT", "--dataset", "coco"], "coco_image_captions"),
+    "words of a run without": (["sample", "FINISHED", "--num", "3", "--detokenize"], "no words"),
     "a folder for a corpus": (["train", "coco", "--out", "OUT", "--corpus", "."], "folder"),
     "a missing oracle": (["train", "--out", "OUT", "--oracle-file", "nowhere.npz"], "nowhere.npz"),
     "nothing to resume": (["train", "--out", "OUT", "--resume"], "config.json"),
@@ -351,7 +356,7 @@ def test_a_full_disk_leaves_what_is_there(finished, tmp_path, monkeypatch, capsy
 
 
 def test_importing_the_library_is_light():
-    heavy = {"orbax", "tensorflow_datasets", "tyro", "matplotlib"}
+    heavy = {"orbax", "tensorflow_datasets", "tyro", "matplotlib", "nltk"}
     code = f"import sys, leakgan_jax; print({heavy} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "set()\n"
