@@ -189,6 +189,8 @@ class CocoImageCaptions(_Lines):
     the test captions do, and the splits share 7, spaces aside. From the captions of Microsoft COCO.
     """
 
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "image_coco.txt and test_coco.txt"
+
     SOURCES = {
         "": {
             "train": Source(
