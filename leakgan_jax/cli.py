@@ -22,7 +22,7 @@ LeakGAN in JAX: text from a GAN whose discriminator leaks its features to the ge
 usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
-  leakgan train coco --manual-dir DIR | --corpus FILE                  train on a dataset, or on any text
+  leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
   leakgan presets                                                      list the presets and their settings

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -56,7 +57,8 @@ def load(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike | 
             _prepare(name, variant, manual_dir, data_dir)
         try:
             builder = _builder(name, variant, data_dir)
-            lines = {split: _read(builder, split) for split in sorted({"train", *builder.info.splits}, reverse=True)}
+            splits = sorted({"train", *builder.info.splits}, reverse=True)  # train first, and always
+            lines = {split: _read(builder, split) for split in splits}
             digests = dict(builder.info.metadata)
         except Exception as error:  # what tfds, protobuf and array_record raise on damage has no common class
             raise DataError(
@@ -79,8 +81,6 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
     name, _, variant = dataset.partition("/")
     if name not in _BUILDERS:
         raise DataError(f"unknown dataset {name!r}{nearest(name, _BUILDERS)}; there are {', '.join(_BUILDERS)}")
-    if manual_dir is not None and not Path(manual_dir).exists():
-        raise DataError(f"{manual_dir}: no such folder; give the one that holds the files of {name}")
     builder = _BUILDERS[name]
     if builder is TextLines:
         if manual_dir is not None:
@@ -88,8 +88,8 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
             if variant not in ("", found):
                 raise DataError(f"{manual_dir}: the text there is text_lines/{found}, not {dataset}")
             variant = found
-        elif not variant:
-            raise DataError("text_lines has no source of its own; give --manual-dir DIR with train.txt")
+        elif not variant or not _folder(name, variant, data_dir).exists():
+            raise DataError(f"{dataset} is not prepared and has no source; give --manual-dir DIR with its train.txt")
     elif not variant:
         there = (v for v in builder.SOURCES if "train" in builder.manual_files(v, manual_dir))
         prepared = (v for v in builder.SOURCES if _folder(name, v, data_dir).exists())
@@ -113,9 +113,13 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def manual_files(cls, variant: str, manual_dir: PathLike | None) -> dict[str, Path]:
         """The file of each split that is in `manual_dir`. Raises `DataError` if one is not what its checksum says."""
         files = {}
+        if manual_dir is None:
+            return files
+        if not Path(manual_dir).is_dir():
+            raise DataError(f"{manual_dir}: no such folder; give the one that holds the files of {cls.name}")
         for split, source in cls.SOURCES[variant].items():
-            path = Path(manual_dir or "") / source.name
-            if manual_dir is None or not path.exists():
+            path = Path(manual_dir) / source.name
+            if not path.exists():
                 continue
             if source.sha256 and data.digest(path) != source.sha256:
                 raise DataError(
@@ -174,7 +178,7 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         finally:
             downloader.MAX_RETRIES = retries
         raise DataError(
-            f"{source.name} is not in {place}, and {why}; get it and put it there: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            f"{source.name} is not in {place}, and {why}; put the files there: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         )
 
     def _generate_examples(self, path: Path):
@@ -371,6 +375,11 @@ def _digest(files: dict[str, Path]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what tfds prints: its messages on standard output, bars and warnings on standard error."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """Keeps what tfds says from the terminal: messages on standard output, bars on standard error, logged warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -159,7 +159,7 @@ def test_news_takes_the_stand_in_only_where_the_training_file_is_missing(patched
     assert news(files) == "stand_in"
 
 
-def test_text_lines_keeps_texts_apart(tmp_path):
+def test_text_lines_keeps_texts_apart(tmp_path, caplog):
     names = set()
     for i in range(2):
         folder = write(tmp_path / str(i) / "train.txt", [*LINES, str(i)]).parent
@@ -168,7 +168,7 @@ def test_text_lines_keeps_texts_apart(tmp_path):
     write(folder / "test.txt", TEST)
     assert corpora.load("text_lines", folder, tmp_path / "tfds") == {"train": [*LINES, "1"], "test": TEST}
     names.add(corpora.resolve("text_lines", folder))
-    assert len(names) == 3
+    assert len(names) == 3 and not caplog.records
     alone = tmp_path / "0" / "train.txt"
     assert corpora.load("text_lines", alone, tmp_path / "tfds") == {"train": [*LINES, "0"]}
     assert corpora.resolve("text_lines", alone) == corpora.resolve("text_lines", alone.parent) in names
@@ -181,7 +181,7 @@ def test_text_lines_keeps_texts_apart(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_a_file_that_is_nowhere(dataset, patched, tmp_path):
+def test_a_file_that_is_nowhere(dataset, patched, tmp_path, capsys, caplog):
     folder = patched(dataset)
     name = {
         d: s["train"].name for d in DATASETS for s in [corpora._BUILDERS[d.split("/")[0]].SOURCES[d.partition("/")[2]]]
@@ -190,9 +190,12 @@ def test_a_file_that_is_nowhere(dataset, patched, tmp_path):
     path.unlink()
     (folder / "another.txt").write_text("to keep the folder from being empty")
     text = message(dataset, folder, tmp_path / "tfds")
-    assert f"{path.name} is not in {folder}" in text and f"{NOWHERE}/{path.name}" in text and "put it there" in text
+    assert (
+        f"{path.name} is not in {folder}" in text and f"{NOWHERE}/{path.name}" in text and "put the files there" in text
+    )
     text = message(dataset, None, tmp_path / "tfds")
     assert f"{path.name} is not in --manual-dir DIR" in text
+    assert capsys.readouterr() == ("", "") and not caplog.records  # one line is one line
     if dataset.endswith("texygen"):
         assert "gfs_valid.txt" in text and "stand-in" in text
     write(path, LINES)
@@ -247,14 +250,16 @@ def test_text_that_is_not_text(content, expected, tmp_path):
         (("coco_image_captions/small", None), "there is coco_image_captions"),
         (("emnlp2017_news/gfs", None), "there is emnlp2017_news/texygen, emnlp2017_news/stand_in"),
         (("coco_image_captions", "nowhere"), "nowhere: no such folder"),
-        (("text_lines", None), "--manual-dir DIR with train.txt"),
+        (("text_lines", None), "text_lines is not prepared"),
         (("text_lines", "."), "train.txt: no such file"),
-        (("text_lines/0123", None), "text_lines/0123"),
+        (("text_lines", "nowhere"), "nowhere/train.txt: no such file"),
+        (("text_lines/0123", None), "text_lines/0123 is not prepared"),
     ],
 )
 def test_what_there_is_not(arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert expected in message(*arguments, tmp_path / "tfds")
+    assert not list((tmp_path / "tfds").glob("*/*"))
 
 
 # --- Interrupted, damaged, at once --------------------------------------------------------------------
