@@ -23,6 +23,7 @@ LeakGAN in JAX: text from a GAN whose discriminator leaks its features to the ge
 usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
+  leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
   leakgan metrics HYPOTHESES --references FILE [--train FILE] [--json] score any two text files: BLEU, self-BLEU, FED
@@ -47,6 +48,10 @@ class Train:
     """Seed of everything random in the run."""
     resume: bool = False
     """Continue the run in --out. Its settings are kept; giving different ones is an error."""
+    manual_dir: Path | None = None
+    """Folder with the files of the dataset; those not there are downloaded. Not needed once it is prepared."""
+    data_dir: Path | None = None
+    """Where prepared datasets are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Sample:
     """File to write; standard output if not given."""
     checkpoint: Literal["newest", "best", "mle"] = "newest"
     """newest; or the lowest NLL_gen of the whole run (best) or of its pre-training (mle)."""
+    detokenize: bool = False
+    """Print text as people write it, rather than words with spaces between."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +161,18 @@ def _train(argv: list[str]) -> int:
         if reading := _value(rest, "--reading"):
             base = dataclasses.replace(base, reading=_reading(reading))
     else:
-        base = preset(name or "quickstart", reading=_reading(_value(rest, "--reading") or "paper"))
+        corpus = _value(rest, "--corpus") or ""  # takes the place of the preset's dataset
+        base = preset(name or "quickstart", reading=_reading(_value(rest, "--reading") or "paper"), corpus=corpus)
     arguments = _parse(Train, rest, f"leakgan train {name or '[PRESET]'}", Train(tyro.MISSING, base, seed, False))
     config = arguments.config
     if config.corpus:
         config = dataclasses.replace(config, corpus=os.path.abspath(config.corpus))
     if config.oracle_file:
         config = dataclasses.replace(config, oracle_file=os.path.abspath(config.oracle_file))
-    if name == "coco" and not config.corpus:
-        raise ConfigError("preset coco needs --corpus FILE: text in UTF-8, one sentence a line")
+    for place in ("manual_dir", "data_dir"):
+        if getattr(arguments, place) is not None and not config.dataset:
+            right = "not given without a dataset, as of preset coco or --dataset"
+            raise ConfigError(f"{place} is {getattr(arguments, place)}; it must be {right}")
 
     from leakgan_jax import run
     from leakgan_jax.display import Display
@@ -171,7 +181,14 @@ def _train(argv: list[str]) -> int:
     command = shlex.join(["leakgan", "train", *argv])
     try:
         stopped = run.train(
-            config, arguments.seed, arguments.out, resume=arguments.resume, command=command, display=display
+            config,
+            arguments.seed,
+            arguments.out,
+            resume=arguments.resume,
+            command=command,
+            display=display,
+            manual_dir=arguments.manual_dir,
+            data_dir=arguments.data_dir,
         )
     finally:
         display.close()
@@ -191,13 +208,22 @@ def _sample(argv: list[str]) -> int:
         raise ConfigError(f"num is {arguments.num}; it must be at least 1")
     config, vocabulary, params = _load(arguments)
     temperature = _temperature(arguments.temperature, config)
+    if arguments.detokenize and vocabulary is None:
+        raise ConfigError(f"detokenize is for text, and {arguments.run} has no words")
     task = run.Task(None, None, None, vocabulary, {})
+
+    def decode(tokens) -> str:
+        lines = task.decode(tokens)
+        if arguments.detokenize:
+            lines = [data.detokenize(line.split(), config.tokenizer) for line in lines]
+        return "\n".join(lines)
+
     batches = run.stream_samples(config, params, arguments.seed, arguments.num, temperature)
     if arguments.out is None:
         for tokens in batches:
-            print("\n".join(task.decode(tokens)), flush=True)
+            print(decode(tokens), flush=True)
     else:
-        data.write(arguments.out, "".join("\n".join(task.decode(tokens)) + "\n" for tokens in batches))
+        data.write(arguments.out, "".join(decode(tokens) + "\n" for tokens in batches))
     return 0
 
 
@@ -214,10 +240,10 @@ def _evaluate(argv: list[str]) -> int:
         saved = dataclasses.replace(saved, eval_samples=arguments.num)
     config, vocabulary, params = _load(arguments)
     config = dataclasses.replace(config, eval_samples=saved.eval_samples)
-    if arguments.references is not None and config.corpus:
+    if arguments.references is not None and config.is_text:
         task = run.Task(None, None, None, vocabulary, {})  # the corpus itself is not needed
     else:
-        _, task = run.load_task(config, seed)
+        _, task = run.load_task(config, seed, data_dir=record["data_dir"] or None)
         if task.source != record["data"]:
             raise run.RunError(f"{arguments.run}: its data has changed since; give --references FILE, or restore it")
     if arguments.references is not None:
@@ -342,7 +368,7 @@ def _load(arguments: Sample | Evaluate):
     from leakgan_jax import data, run
 
     config, _, _ = run.open_run(arguments.run)
-    vocabulary = data.Vocabulary.load(arguments.run / "vocabulary.json") if config.corpus else None
+    vocabulary = data.Vocabulary.load(arguments.run / "vocabulary.json") if config.is_text else None
     if vocabulary is not None and len(vocabulary) != config.vocab_size:
         raise run.RunError(f"{arguments.run}: vocabulary.json has {len(vocabulary)} words, the run {config.vocab_size}")
     skip = functools.partial(print, "leakgan:", file=sys.stderr)

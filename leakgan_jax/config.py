@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Reading = Literal["paper", "released"]
+Tokenizer = Literal["whitespace", "nltk", "characters"]
 
 
 class ConfigError(ValueError):
@@ -37,11 +38,15 @@ class Config:
     oracle_file: str = ""
     """Published oracle parameters to use instead of a random oracle: .npz or the released .pkl."""
     corpus: str = ""
-    """Text to train on instead of an oracle: UTF-8, one sentence a line, words separated by spaces."""
+    """Text to train on instead of an oracle: UTF-8, one sentence a line. Takes the place of a preset's dataset."""
+    dataset: str = ""
+    """Dataset to train on instead: coco_image_captions, emnlp2017_news, chinese_poems or text_lines."""
+    tokenizer: Tokenizer = "whitespace"
+    """What splits a line of text into words: spaces, NLTK's word tokenizer, or each character for itself."""
     min_count: int = 1
     """Words seen less often than this in the training split become <unk>."""
     lowercase: bool = False
-    """Lower-case the corpus."""
+    """Lower-case the text."""
 
     # --- Model --------------------------------------------------------------------------------------
     filter_windows: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20)
@@ -157,14 +162,20 @@ class Config:
             f"at least half of batch_size ({self.batch_size})",
         )
         _require(
-            bool(self.corpus) or self.num_train >= self.batch_size,
+            self.is_text or self.num_train >= self.batch_size,
             "num_train",
             self,
             f"at least batch_size ({self.batch_size})",
         )
         for name, what, size in _large_arrays(self):
             _require(size <= _MAX_NUMBERS, name, self, f"smaller: {what} would hold {size:,} numbers")
-        _require(not (self.corpus and self.oracle_file), "oracle_file", self, "empty when there is a corpus")
+        _require(not (self.corpus and self.dataset), "dataset", self, "empty when there is a corpus")
+        _require(not (self.is_text and self.oracle_file), "oracle_file", self, "empty when there is text to train on")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the task is real text, a corpus or a dataset, rather than a synthetic oracle."""
+        return bool(self.corpus or self.dataset)
 
     @property
     def feature_dim(self) -> int:
@@ -183,8 +194,8 @@ class Config:
 
     @property
     def end_id(self) -> int | None:
-        """The end-of-sentence token of a corpus; sentences of the synthetic task have no end but their length."""
-        return 1 if self.corpus else None
+        """The end-of-sentence token of text; sentences of the synthetic task have no end but their length."""
+        return 1 if self.is_text else None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -216,6 +227,8 @@ _TEMPERATURES = "train_temperature negative_temperature eval_temperature".split(
 def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: Any) -> Config:
     """A preset under one of the two readings, with `overrides` on top. `Config()` itself is `synthetic20`.
 
+    A `corpus` among the overrides takes the place of the preset's dataset.
+
     Source: Guo et al. 2018, arXiv:1709.08624, and the released code, github.com/CR-Gjx/LeakGAN.
     Raises:
         ConfigError if the preset, the reading or an override is unknown or cannot work.
@@ -224,7 +237,10 @@ def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: An
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     if reading not in _READINGS:
         raise ConfigError(f"reading is {reading!r}; it must be 'paper' or 'released'")
-    values = {**PRESETS[name], **_READINGS[reading], **_PRESET_READINGS.get((name, reading), {}), **overrides}
+    values = {**PRESETS[name], **_READINGS[reading], **_PRESET_READINGS.get((name, reading), {})}
+    if overrides.get("corpus"):
+        values["dataset"] = ""
+    values |= overrides
     return Config.from_json({"reading": reading, **values})
 
 
@@ -287,6 +303,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversarial_lr": 5e-4,
     },
     "coco": {
+        "dataset": "coco_image_captions",
+        "tokenizer": "nltk",
+        # As the released code; 3 of Texygen's 10,000 captions are longer (the longest has 37 words), and a length of
+        # 40 would make every sentence cost a quarter more. Test captions are references, none is left out.
         "length": 32,
         "filter_windows": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 32),
         "filter_counts": (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160, 160),
@@ -297,18 +317,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pretrain_rounds": 16,
         "mle_epochs": 12,
     },
+    "news": {
+        "dataset": "emnlp2017_news",  # tokenised at the source
+        "length": 52,  # RelGAN's 51 words and the end
+        "filter_windows": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 20, 30, 40),
+        "filter_counts": (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160, 160, 160),
+        "discriminator_embedding": 256,
+        "worker_embedding": 128,
+        "worker_hidden": 128,
+        "manager_hidden": 128,
+        "pretrain_rounds": 16,
+        "mle_epochs": 12,
+    },
+    "poems": {
+        "dataset": "chinese_poems",
+        "tokenizer": "characters",
+        "length": 28,  # 20 characters and 4 punctuation marks, the end, and up to a multiple of the goal horizon
+    },
 }
 # What a preset changes under one reading only.
 _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthetic20", "released"): {"generator_lr": 1.5e-3, "adversarial_lr": 1.5e-3},
     ("synthetic40", "released"): {"worker_embedding": 64, "worker_hidden": 64, "manager_hidden": 64},
     ("coco", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},
+    ("news", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},  # none was released: as coco
 }
 PRESET_SUMMARIES = {
     "quickstart": "a small synthetic oracle, every phase, about a minute on two CPU cores",
     "synthetic20": "the paper's synthetic task, sentences of 20 tokens (Table 1); wants an accelerator",
     "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
-    "coco": "image captions; needs --corpus FILE; wants an accelerator",
+    "coco": "image captions, or any text with --corpus FILE; wants an accelerator",
+    "news": "news sentences of up to 51 words; wants an accelerator",
+    "poems": "Chinese quatrains, character by character; wants an accelerator",
 }
 
 

@@ -1,4 +1,4 @@
-"""Text corpora: a UTF-8 file of sentences becomes a vocabulary and two padded arrays of word ids.
+"""Text corpora: lines of text become words, a vocabulary and two padded arrays of word ids.
 
 A row is the ids of a sentence's words, END, then PAD to the length. PAD is one past the vocabulary
 (`Config.pad_id`), so the generator cannot emit it. `END` is `Config.end_id`.
@@ -14,12 +14,13 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from leakgan_jax.config import Config
+from leakgan_jax.config import Config, Tokenizer
 
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
@@ -91,62 +92,120 @@ class Vocabulary:
 
 
 class Corpus(NamedTuple):
-    """A corpus ready to train on: `[sentences, T]` int32 rows of word ids, END, PAD."""
+    """A corpus ready to train on: `[sentences, T]` int32 rows of word ids, END, PAD, and the same as words."""
 
     train: np.ndarray
     heldout: np.ndarray
     vocabulary: Vocabulary
-    dropped: int  # sentences left out because they have more than T - 1 words
+    dropped: int  # sentences left out of both because they have more than T - 1 words
     duplicates: int  # held-out sentences that also occur, word for word, in train
+    train_sentences: list[list[str]]  # the words of each row of train
+    heldout_sentences: list[list[str]]
+    test: list[list[str]] | None  # the test split of a dataset that has one: references, so of any length
+    test_duplicates: int  # test sentences that also occur, word for word, in train
+    source: dict[str, Any]  # what it was read from, full name or digest, and counts; equal where the data is
 
 
-def load_corpus(config: Config, seed: int) -> Corpus:
-    """Reads and encodes `config.corpus`. Raises `DataError` as `read_sentences` and `encode_corpus` do."""
-    return encode_corpus(read_sentences(config.corpus, config.lowercase), config, seed)
+def load_corpus(
+    config: Config, seed: int, manual_dir: PathLike | None = None, data_dir: PathLike | None = None
+) -> Corpus:
+    """Reads, tokenises and encodes `config.corpus`, or the dataset `config.dataset` (see `corpora.load`).
+
+    Raises:
+        DataError as `read_sentences`, `corpora.load` and `encode_corpus` do.
+    """
+    if config.corpus:
+        sentences, test = read_sentences(config.corpus, config.lowercase, config.tokenizer), None
+        source = {"corpus_sha256": digest(config.corpus)}
+    else:
+        from leakgan_jax import corpora  # tensorflow_datasets: for those who load a dataset
+
+        dataset = corpora.resolve(config.dataset, manual_dir, data_dir)
+        lines = corpora.load(dataset, manual_dir, data_dir)
+        source = {"dataset": dataset} | {f"{split}_sha256": _digest_lines(lines[split]) for split in lines}
+        words = {
+            split: [tokenize(line, config.tokenizer, config.lowercase) for line in lines[split]] for split in lines
+        }
+        sentences, test = words["train"], words.get("test")
+    corpus = encode_corpus(sentences, config, seed, test)
+    counts = {
+        "train_sentences": len(corpus.train),
+        "heldout_sentences": len(corpus.heldout),
+        "dropped_as_too_long": corpus.dropped,
+        "heldout_also_in_train": corpus.duplicates,
+    }
+    if test is not None:
+        counts |= {"test_sentences": len(test), "test_also_in_train": corpus.test_duplicates}
+    return corpus._replace(source=source | counts)
 
 
-def tokenize(line: str, tokenizer: str, lowercase: bool) -> list[str]:
-    """The words of a line: split at "whitespace", by "nltk"'s word tokenizer, or its non-space "characters"."""
-    line = line.lower() if lowercase else line
-    if tokenizer == "nltk":
-        return _nltk_tokenizer().tokenize(line)
-    return [c for c in line if not c.isspace()] if tokenizer == "characters" else line.split()
-
-
-def read_sentences(path: PathLike, lowercase: bool, tokenizer: str = "whitespace") -> list[list[str]]:
-    """The words of each line of a UTF-8 file, as `tokenize` finds them; blank lines are skipped.
+def read_lines(path: PathLike) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends, in order; blank lines are skipped.
 
     Any of the usual line ends will do, and a byte order mark is ignored.
     Raises:
-        DataError if the file is missing, unreadable, without words, not UTF-8, binary, or has a line longer
-        than `MAX_LINE`.
+        DataError, as the lines are read, if the file is missing, unreadable, without words, not UTF-8, binary, or
+        has a line longer than `MAX_LINE`.
     """
-    sentences = []
+    empty = True
     # With surrogateescape a byte that is not UTF-8 arrives in its place as a lone surrogate, which real UTF-8
     # never holds, so the message can point at it.
     with _opened(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         read_line = functools.partial(file.readline, MAX_LINE + 1)  # bounds memory, whatever the file
         for number, line in enumerate(iter(read_line, ""), start=1):
+            line = line.removesuffix("\n")
             if bad := _NOT_TEXT.search(line):
                 raise DataError(f"{path}, line {number}: {_describe(bad)}")
-            if len(line.removesuffix("\n")) > MAX_LINE:
+            if len(line) > MAX_LINE:
                 raise DataError(f"{path}, line {number}: over {MAX_LINE:,} characters; put one sentence on a line")
-            if words := tokenize(line, tokenizer, lowercase):
-                sentences.append(words)
-    if not sentences:
+            if line.strip():
+                empty = False
+                yield line
+    if empty:
         raise DataError(f"{path}: no words in it; give text with one sentence a line")
-    return sentences
 
 
-def encode_corpus(sentences: Sequence[Sequence[str]], config: Config, seed: int) -> Corpus:
+def read_sentences(path: PathLike, lowercase: bool, tokenizer: Tokenizer = "whitespace") -> list[list[str]]:
+    """The words of each line of a UTF-8 file that is not blank. Raises `DataError` as `read_lines` does."""
+    return [tokenize(line, tokenizer, lowercase) for line in read_lines(path)]
+
+
+def tokenize(line: str, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
+    """The words of a line, none of them with whitespace inside.
+
+    Args:
+        tokenizer: `whitespace` splits there; `nltk` is NLTK's word tokenizer, Penn Treebank's with newer
+            punctuation, which writes double quotes as two single ones; `characters` takes every character that is
+            not whitespace.
+        lowercase: whether to lower-case before.
+    """
+    line = line.lower() if lowercase else line
+    if tokenizer == "nltk":
+        words = _nltk_tokenizer().tokenize(line)
+    else:
+        words = line.split() if tokenizer == "whitespace" else [c for c in line if not c.isspace()]
+    return [sys.intern(word) for word in words]  # a corpus is kept as words: each is in memory once
+
+
+def detokenize(words: Sequence[str], tokenizer: Tokenizer) -> str:
+    """Readable text: spaces between words, none between characters, and NLTK's rules for its own."""
+    if tokenizer == "nltk":
+        return _nltk_detokenizer().detokenize(words)
+    return (" " if tokenizer == "whitespace" else "").join(words)
+
+
+def encode_corpus(
+    sentences: Sequence[list[str]], config: Config, seed: int, test: list[list[str]] | None = None
+) -> Corpus:
     """Drops what is too long, splits by `seed`, and encodes with the vocabulary of the training split.
 
     A tenth of the sentences is held out, at most `config.num_heldout` and at least one. Both splits keep the
-    order of `sentences`. Does not read `config.vocab_size`: the vocabulary made here decides it.
+    order of `sentences`. `test` is passed on as it is. Does not read `config.vocab_size`: the vocabulary made here
+    decides it.
     Raises:
-        DataError if too few sentences, or no words, are left to train on; it names `config.corpus`.
+        DataError if too few sentences, or no words, are left to train on; it names the corpus or dataset.
     """
-    name, longest = config.corpus, config.length - 1
+    name, longest = config.corpus or config.dataset, config.length - 1
     # Cut off at the length instead, a long sentence would teach the model sentences without an end.
     kept = [words for words in sentences if len(words) <= longest]
     if sentences and not kept:
@@ -176,6 +235,11 @@ def encode_corpus(sentences: Sequence[Sequence[str]], config: Config, seed: int)
         vocabulary=vocabulary,
         dropped=len(sentences) - len(kept),
         duplicates=sum(tuple(words) in seen for words in heldout),
+        train_sentences=train,
+        heldout_sentences=heldout,
+        test=test,
+        test_duplicates=sum(tuple(words) in seen for words in test or ()),
+        source={},
     )
 
 
@@ -205,11 +269,25 @@ def digest(path: PathLike) -> str:
     return sha.hexdigest()
 
 
+def _digest_lines(lines: Iterable[str]) -> str:
+    sha = hashlib.sha256()
+    for line in lines:
+        sha.update(f"{line}\n".encode())
+    return sha.hexdigest()
+
+
 @functools.cache
-def _nltk_tokenizer() -> Any:
-    from nltk.tokenize.destructive import NLTKWordTokenizer  # rules in code: needs no download
+def _nltk_tokenizer():
+    from nltk.tokenize.destructive import NLTKWordTokenizer  # nltk.word_tokenize needs a download
 
     return NLTKWordTokenizer()
+
+
+@functools.cache
+def _nltk_detokenizer():
+    from nltk.tokenize.treebank import TreebankWordDetokenizer
+
+    return TreebankWordDetokenizer()
 
 
 _SPECIAL = ("<unk>", "<end>")

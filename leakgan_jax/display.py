@@ -30,6 +30,8 @@ class Display:
         self._work = {kind: run.work(config, task, kind) for kind in ("mle", "discriminator", "generator", "evaluate")}
         self._totals = {u.phase: u.step for u in units}
         self._last = time.monotonic()
+        if config.is_text:
+            self.message(describe(config, task.source))
         if dropped := task.source.get("dropped_as_too_long"):
             self.message(f"{dropped} sentences are longer than {config.length - 1} words and left out")
         if done:
@@ -73,6 +75,17 @@ class Display:
         rate = sum(known.values()) / sum(self._work[kind] for kind in known)
         cost = {kind: mean.get(kind, rate * work) for kind, work in self._work.items()}
         return sum(cost[u.kind] + u.evaluate * cost["evaluate"] for u in self._units[done:])
+
+
+def describe(config: Config, source: dict[str, Any]) -> str:
+    """What text a run has, by `Task.source`: the counts of its splits and of what they share."""
+    text = (
+        f"{config.corpus or config.dataset}: {source['train_sentences']:,} sentences to train on, "
+        f"{source['heldout_sentences']:,} held out ({source['heldout_also_in_train']:,} also in training)"
+    )
+    if "test_sentences" in source:
+        text += f", {source['test_sentences']:,} to test ({source['test_also_in_train']:,} also in training)"
+    return text
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from leakgan_jax import data
 from leakgan_jax.config import Config
-from leakgan_jax.display import clock
+from leakgan_jax.display import clock, describe
 
 _REAL, _ORACLE, _GEN = "#2f7d4f", "#1f5fa8", "#c2571a"
 
@@ -88,10 +88,8 @@ def write_report(
         "Versions": versions,
     }
     if "train_sentences" in source:
-        facts["Corpus"] = (
-            f"{source['train_sentences']:,} sentences to train on; {source['dropped_as_too_long']:,} left out, "
-            f"longer than {config.length - 1} words; {source['heldout_also_in_train']:,} held out and also in training"
-        )
+        left_out = f"{source['dropped_as_too_long']:,} left out, longer than {config.length - 1} words"
+        facts["Corpus"] = f"{describe(config, source)}; {left_out}"
     body = [
         "# LeakGAN run\n",
         table(rows, real_nll),

@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ from leakgan_jax.data import write
 from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
-_RECORD = {"config": dict, "seed": int, "data": dict, "command": str, "versions": dict, "device": str}
+_RECORD = {
+    "config": dict, "seed": int, "data": dict, "data_dir": str, "command": str, "versions": dict, "device": str
+}  # fmt: skip
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
 
 
@@ -52,6 +55,11 @@ class Task(NamedTuple):
     oracle: oracle.OracleParams | None  # synthetic task
     vocabulary: data.Vocabulary | None  # real text
     source: dict[str, Any]  # what the data was, for config.json
+    # Real text as words, for metrics. Train and held-out are those of the rows; the test split is None where the text
+    # has none, and has sentences of any length.
+    train_sentences: Sequence[list[str]] = ()
+    heldout_sentences: Sequence[list[str]] = ()
+    test_sentences: Sequence[list[str]] | None = None
 
     def decode(self, tokens: np.ndarray) -> list[str]:
         """One line a sentence: words, or ids where there are no words."""
@@ -90,19 +98,23 @@ def schedule(config: Config) -> list[Unit]:
     return units
 
 
-def load_task(config: Config, seed: int) -> tuple[Config, Task]:
-    """Makes or reads the data, and sets `vocab_size` to what it holds."""
-    if config.corpus:
-        corpus = data.load_corpus(config, seed)
-        source = {
-            "corpus_sha256": data.digest(config.corpus),
-            "train_sentences": len(corpus.train),
-            "heldout_sentences": len(corpus.heldout),
-            "dropped_as_too_long": corpus.dropped,
-            "heldout_also_in_train": corpus.duplicates,
-        }
-        config = dataclasses.replace(config, vocab_size=len(corpus.vocabulary))
-        return config, Task(jnp.array(corpus.train), jnp.array(corpus.heldout), None, corpus.vocabulary, source)
+def load_task(
+    config: Config, seed: int, manual_dir: data.PathLike | None = None, data_dir: data.PathLike | None = None
+) -> tuple[Config, Task]:
+    """Makes or reads the data, and sets `vocab_size` to what it holds and `dataset` to its full name.
+
+    `manual_dir` and `data_dir` are of a dataset, as in `corpora.load`; one that is prepared needs only `data_dir`.
+    """
+    if config.is_text:
+        corpus = data.load_corpus(config, seed, manual_dir, data_dir)
+        dataset = corpus.source.get("dataset", "")
+        config = dataclasses.replace(config, vocab_size=len(corpus.vocabulary), dataset=dataset)
+        task = Task(jnp.array(corpus.train), jnp.array(corpus.heldout), None, corpus.vocabulary, corpus.source)
+        return config, task._replace(
+            train_sentences=corpus.train_sentences,
+            heldout_sentences=corpus.heldout_sentences,
+            test_sentences=corpus.test,
+        )
     source = {}
     if config.oracle_file:
         params = oracle.load(config.oracle_file)
@@ -128,18 +140,32 @@ def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: 
     return tokens, {"nll_oracle": None, **{name: float(value) for name, value in metrics.items()}, **shared}
 
 
-def train(config: Config, seed: int, out: Path, *, resume: bool, command: str, display) -> int | None:
+def train(
+    config: Config,
+    seed: int,
+    out: Path,
+    *,
+    resume: bool,
+    command: str,
+    display,
+    manual_dir: Path | None = None,
+    data_dir: Path | None = None,
+) -> int | None:
     """Runs the schedule in `out`, or what is left of it, and writes the report.
 
     Args:
         display: told of progress; see `leakgan_jax.display.Display`.
+        manual_dir: of a dataset that is not prepared yet, as in `corpora.load`.
+        data_dir: the same; a run that is resumed has its own.
     Returns:
         None when the run is complete, or the number of the signal that stopped it after a unit.
     """
     from leakgan_jax import report  # matplotlib: not for those who only sample
 
-    config, task = load_task(config, seed)
-    _open_directory(config, seed, task, out, resume, command)
+    if resume and data_dir is None:
+        data_dir = open_run(out)[2]["data_dir"] or None
+    config, task = load_task(config, seed, manual_dir, data_dir)
+    _open_directory(config, seed, task, out, resume, command, data_dir)
     units, keys, real_nll = schedule(config), _keys(seed), _real_nll(task)
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
     with Checkpoints(out, create=True) as checkpoints, _Signals() as signals:
@@ -203,7 +229,7 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
     """The config, the seed and the rest of `out/config.json`. Raises RunError if there is no readable run."""
     path = out / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = {"data_dir": "", **json.loads(path.read_text(encoding="utf-8"))}  # the first runs had none
         if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
             raise TypeError
         return Config.from_json(record["config"]), record["seed"], record
@@ -225,7 +251,7 @@ def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str]
 
 def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path) -> np.ndarray:
     """Sentences to score: words where the run has a vocabulary, ids otherwise; `[n, T]` int32."""
-    sentences = data.read_sentences(path, config.lowercase)
+    sentences = data.read_sentences(path, config.lowercase, config.tokenizer)
     if vocabulary is not None:
         kept = [words for words in sentences if len(words) < config.length]
         if not kept:
@@ -321,7 +347,9 @@ def _target(config: Config) -> GanState:
     return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
 
 
-def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bool, command: str) -> None:
+def _open_directory(
+    config: Config, seed: int, task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
+) -> None:
     """Writes `config.json` in a new directory, or checks that the run in an old one is this one."""
     if resume:
         saved, saved_seed, record = open_run(out)
@@ -347,6 +375,7 @@ def _open_directory(config: Config, seed: int, task: Task, out: Path, resume: bo
         "config": config.to_json(),
         "seed": seed,
         "data": task.source,
+        "data_dir": "" if data_dir is None else os.path.abspath(data_dir),
         "command": command,
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,

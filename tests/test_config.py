@@ -22,6 +22,32 @@ def test_presets_have_the_published_sizes():
     assert preset("synthetic20").generator_lr == 1e-3 and preset("synthetic20", "released").generator_lr == 1.5e-3
     assert preset("synthetic40").worker_hidden == 32 and preset("synthetic40", "released").worker_hidden == 64
     assert (preset("coco").pretrain_rounds, preset("coco").mle_epochs) == (16, 12)
+    assert preset("news").filter_windows == preset("synthetic40").filter_windows
+    assert preset("poems").feature_dim == 1720
+
+
+def test_presets_of_text_name_their_dataset_and_tokenizer():
+    texts = {name: (preset(name).dataset, preset(name).tokenizer) for name in PRESETS if preset(name).is_text}
+    assert texts == {
+        "coco": ("coco_image_captions", "nltk"),
+        "news": ("emnlp2017_news", "whitespace"),
+        "poems": ("chinese_poems", "characters"),
+    }
+    assert preset("quickstart").end_id is None and preset("poems").end_id == 1
+
+
+def test_a_corpus_takes_the_place_of_a_preset_s_dataset():
+    config = preset("coco", corpus="a.txt")
+    assert (config.corpus, config.dataset, config.tokenizer, config.end_id) == ("a.txt", "", "nltk", 1)
+    with pytest.raises(ConfigError, match="dataset is 'text_lines'; it must be empty"):
+        preset("coco", corpus="a.txt", dataset="text_lines")
+    assert preset("coco", dataset="text_lines").dataset == "text_lines"
+
+
+def test_a_config_of_before_there_were_datasets_is_read():
+    values = preset("coco", corpus="a.txt", tokenizer="whitespace").to_json()
+    del values["dataset"], values["tokenizer"]
+    assert Config.from_json(values) == preset("coco", corpus="a.txt", tokenizer="whitespace")
 
 
 def test_readings_differ_as_the_table_says():
@@ -61,6 +87,8 @@ def test_readings_differ_as_the_table_says():
         ("worker_hidden", 10**8),
         ("draw_size", 3),
         ("corpus", 7),
+        ("dataset", 7),
+        ("tokenizer", "words"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(field, value):

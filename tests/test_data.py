@@ -17,7 +17,8 @@ from leakgan_jax import data
 from leakgan_jax.config import preset
 from leakgan_jax.data import END, UNK, DataError, Vocabulary
 
-COCO = pathlib.Path(__file__).parents[1] / "../shared/data/coco/image_coco.txt"
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+COCO = SHARED / "coco" / "image_coco.txt"
 WORDS = ("<unk>", "<end>", "a", "cat", "sat")
 
 
@@ -178,6 +179,73 @@ def test_longest_line_counts_characters(tmp_path, end):
     assert data.read_sentences(path, False) == [["é" * data.MAX_LINE]]
 
 
+def test_read_lines_leaves_lines_as_they_are(tmp_path):
+    path = write(tmp_path, "\ufeffA  Cat\t\r\n\n \n naïve 猫 \r\rlast")
+    assert list(data.read_lines(path)) == ["A  Cat\t", " naïve 猫 ", "last"]
+
+
+# --- Words --------------------------------------------------------------------------------------------
+
+QUOTED = "The man's \"red\" hat isn't here, he said (twice)."
+
+
+@pytest.mark.parametrize(
+    "tokenizer, words",
+    [
+        ("whitespace", ["The", "man's", '"red"', "hat", "isn't", "here,", "he", "said", "(twice)."]),
+        (
+            "nltk",
+            "The man 's `` red '' hat is n't here , he said ( twice ) .".split(),
+        ),
+        ("characters", list(QUOTED.replace(" ", ""))),
+    ],
+)
+def test_tokenize_and_back(tokenizer, words):
+    assert data.tokenize(QUOTED, tokenizer, lowercase=False) == words
+    assert data.tokenize(f" {QUOTED}\t", tokenizer, lowercase=False) == words
+    assert data.tokenize(QUOTED, tokenizer, lowercase=True)[:2] == [word.lower() for word in words[:2]]
+    readable = QUOTED.replace(" ", "") if tokenizer == "characters" else QUOTED
+    assert data.detokenize(words, tokenizer) == readable
+    assert data.detokenize([], tokenizer) == ""
+
+
+def test_nltk_is_the_word_tokenizer_that_needs_no_download():
+    from nltk.tokenize import NLTKWordTokenizer
+
+    for line in (QUOTED, "a cat. a dog.", "cannot, gonna; don't!", "10,000 -- 3.5%", "''quoted''"):
+        assert data.tokenize(line, "nltk", False) == NLTKWordTokenizer().tokenize(line)
+
+
+@pytest.mark.parametrize(
+    "line, characters",
+    [("秦 川 雄 帝 宅 ，", "秦川雄帝宅，"), ("秦川\u3000雄\xa0帝", "秦川雄帝"), ("a\u2003b\x85c", "abc")],
+)
+def test_characters_leave_out_every_kind_of_space(line, characters):
+    assert data.tokenize(line, "characters", False) == list(characters)
+    assert data.detokenize(list(characters), "characters") == characters
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(line=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_no_word_of_any_tokenizer_has_whitespace(line):
+    for tokenizer in ("whitespace", "nltk", "characters"):
+        words = data.tokenize(line, tokenizer, False)
+        assert " ".join(words).split() == words
+        if tokenizer == "characters":
+            assert "".join(words) == "".join(line.split())
+
+
+def test_read_sentences_by_tokenizer(tmp_path):
+    path = write(tmp_path, "It isn't.\n猫 狗\n")
+    assert data.read_sentences(path, True, "nltk") == [["it", "is", "n't", "."], ["猫", "狗"]]
+    assert data.read_sentences(path, False, "characters") == [list("Itisn't."), ["猫", "狗"]]
+
+
+def test_a_word_is_in_memory_once(tmp_path):
+    first, second = data.read_sentences(write(tmp_path, "some words\nsome words\n"), False)
+    assert first[0] is second[0] and first[1] is second[1]
+
+
 def test_endless_line_is_refused_within_bounded_memory(tmp_path):
     path = write(tmp_path, b"a " * 5_000_000)
     tracemalloc.start()
@@ -267,6 +335,19 @@ def test_encode_corpus_refuses(sentences, overrides, expected):
     assert text.startswith("captions.txt: ") and expected in text
 
 
+def test_sentences_are_kept_as_words_and_test_as_it_is():
+    sentences = [[str(i), "x"] for i in range(40)] + [["w"] * 9]
+    test = [["3", "x"], ["w"] * 9, ["3", "x"], ["y"], ["x", "3"]]
+    corpus = data.encode_corpus(sentences, make_config(), 0, test)
+    assert corpus.train_sentences + corpus.heldout_sentences != sentences[:40]  # it was split
+    assert sorted(corpus.train_sentences + corpus.heldout_sentences) == sorted(sentences[:40])
+    assert corpus.test == test
+    assert corpus.test_duplicates == 2 * (["3", "x"] in corpus.train_sentences) == 2
+    np.testing.assert_array_equal(data.encode_rows(corpus.train_sentences, corpus.vocabulary, 8), corpus.train)
+    np.testing.assert_array_equal(data.encode_rows(corpus.heldout_sentences, corpus.vocabulary, 8), corpus.heldout)
+    assert data.encode_corpus(sentences, make_config(), 0).test is None
+
+
 def test_load_corpus_reads_and_names_the_file(tmp_path):
     path = write(tmp_path, "A cat\na CAT\n" * 5)
     assert len(data.load_corpus(make_config(path), 0).vocabulary) == 6
@@ -282,10 +363,12 @@ def test_digest(tmp_path):
 def test_real_captions():
     if not COCO.exists():
         pytest.skip("the COCO captions are not in ../shared/data/coco")
-    sentences = data.read_sentences(COCO, lowercase=False)
+    sentences = data.read_sentences(COCO, lowercase=False, tokenizer="nltk")
     assert len(sentences) == 10_000
+    assert len({word for words in sentences for word in words}) == 4_659 and max(map(len, sentences)) == 37
 
     corpus = data.load_corpus(preset("coco", corpus=str(COCO)), seed=0)
+    assert corpus.dropped == 3
     assert len(corpus.train) + len(corpus.heldout) + corpus.dropped == 10_000
     assert len(corpus.heldout) == (10_000 - corpus.dropped) // 10
     pad = len(corpus.vocabulary)
@@ -305,3 +388,20 @@ def test_real_captions():
     known = [text for text in map(corpus.vocabulary.decode, corpus.heldout) if "<unk>" not in text]
     assert collections.Counter(known) <= rest
     assert corpus.duplicates == sum(train[text] > 0 for text in known)
+
+
+@pytest.mark.parametrize(
+    "name, file, types, longest",
+    [
+        ("news", "emnlp_news/gfs_valid.txt", 5_570, 49),
+        ("news", "emnlp_news/gfs_test.txt", 5_561, 49),
+        ("poems", "poems_shi/shi.txt", 4_771, 24),
+    ],
+)
+def test_real_news_and_poems_fit_their_presets(name, file, types, longest):
+    if not (SHARED / file).exists():
+        pytest.skip(f"../shared/data/{file} is not there")
+    config = preset(name)
+    sentences = data.read_sentences(SHARED / file, config.lowercase, config.tokenizer)
+    assert len({word for words in sentences for word in words}) == types
+    assert max(map(len, sentences)) == longest < config.length
