@@ -23,6 +23,7 @@ usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
+                 [--prefix "a man"] [--greedy] [--json]
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
   leakgan presets                                                      list the presets and their settings
 
@@ -53,12 +54,18 @@ class Sample:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory of the run."""
-    num: int
+    num: int = 1
     """Sentences to draw."""
     temperature: float | None = None
     """alpha; below 1 for likelier, less varied sentences. Default: the run's eval_temperature."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the draws. The first sentences of a seed are the same whatever --num is."""
+    prefix: str | None = None
+    """Words (or ids, where the run has no words) that every sentence is to begin with."""
+    greedy: bool = False
+    """Take the likeliest token at every step: one sentence, whatever the seed and the temperature."""
+    json: bool = False
+    """Print JSON lines: text, tokens, log_prob of the sentence and log_probs of its tokens (nats), temperature."""
     out: Path | None = None
     """File to write; standard output if not given."""
     checkpoint: Literal["newest", "best", "mle"] = "newest"
@@ -162,16 +169,42 @@ def _sample(argv: list[str]) -> int:
 
     if arguments.num < 1:
         raise ConfigError(f"num is {arguments.num}; it must be at least 1")
+    if arguments.greedy and arguments.num > 1:
+        raise ConfigError(f"num is {arguments.num}; with --greedy every sentence is the same, so it must be 1")
     config, vocabulary, params = _load(arguments)
     temperature = _temperature(arguments.temperature, config)
+    prefix = () if arguments.prefix is None else run.read_prefix(config, vocabulary, arguments.prefix)
     task = run.Task(None, None, None, vocabulary, {})
-    batches = run.stream_samples(config, params, arguments.seed, arguments.num, temperature)
+    batches = run.stream_samples(
+        config, params, arguments.seed, arguments.num, temperature, prefix=prefix, greedy=arguments.greedy
+    )
+
+    def lines(tokens, log_probs) -> str:
+        texts = task.decode(tokens)
+        if arguments.json:
+            rows = zip(texts, tokens, log_probs, strict=True)
+            texts = [json.dumps(_record(config, vocabulary, *row, temperature), ensure_ascii=False) for row in rows]
+        return "\n".join(texts) + "\n"
+
     if arguments.out is None:
-        for tokens in batches:
-            print("\n".join(task.decode(tokens)), flush=True)
+        for batch in batches:
+            print(lines(*batch), end="", flush=True)
     else:
-        data.write(arguments.out, "".join("\n".join(task.decode(tokens)) + "\n" for tokens in batches))
+        data.write(arguments.out, "".join(lines(*batch) for batch in batches))
     return 0
+
+
+def _record(config: Config, vocabulary, text: str, tokens, log_probs, temperature: float) -> dict[str, Any]:
+    """A sentence as JSON. Its tokens are words or ids, the end among them; every one is scored, a given prefix too."""
+    ids = [i for i in tokens.tolist() if i != config.pad_id]
+    scores = log_probs[: len(ids)].tolist()
+    return {
+        "text": text,
+        "tokens": ids if vocabulary is None else [vocabulary.words[i] for i in ids],
+        "log_prob": round(sum(scores), 6),
+        "log_probs": [round(score, 6) for score in scores],
+        "temperature": temperature,
+    }
 
 
 def _evaluate(argv: list[str]) -> int:

@@ -103,14 +103,22 @@ def completion_keys(config: Config, keys: Key, block: int) -> Key:
 
 
 def complete(
-    config: Config, params: Params, keys: Key, tokens: Array, num_given: Array | int, temperature: Array | float
+    config: Config,
+    params: Params,
+    keys: Key,
+    tokens: Array,
+    num_given: Array | int,
+    temperature: Array | float,
+    greedy: bool = False,
 ) -> Rollout:
     """Keeps the first `num_given` tokens of each sentence and samples the rest, one completion a key.
 
     Args:
         keys: `[B]` typed keys; tokens: `[B, T]` int32; num_given: `[]` int32, 0..T.
+        greedy: take the likeliest token at every step, the lowest id among equals, instead of drawing one; static.
+            Then the tokens depend on neither `keys` nor `temperature`, of which the log-probabilities still are.
     """
-    step = _make_step(config, params, temperature)
+    step = _make_step(config, params, temperature, greedy)
     indices = jnp.arange(config.length)
     forced = jnp.where((indices < num_given)[:, None], tokens.T, -1)
     _, steps = jax.lax.scan(step, _start(config, params, keys), (indices, forced))
@@ -186,7 +194,7 @@ def _start(config: Config, params: Params, keys: Key) -> Carry:
     )
 
 
-def _make_step(config: Config, params: Params, temperature: Array | float):
+def _make_step(config: Config, params: Params, temperature: Array | float, greedy: bool = False):
     """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw."""
     opened = discriminator.open_stream(config, params.discriminator)
 
@@ -195,8 +203,9 @@ def _make_step(config: Config, params: Params, temperature: Array | float):
         manager_state, goal = manager.step(config, params.manager, carry.manager, carry.feature)
         goal_embedding = goals_.embed_step(config, carry.recent, carry.held, t)
         worker_state = worker.step(config, params.worker, carry.worker, carry.token)
-        logits = worker.logits(config, params.worker, worker_state.hidden, goal_embedding) / temperature
-        token = draw(logits, row_uniform(carry.keys, t))
+        scores = worker.logits(config, params.worker, worker_state.hidden, goal_embedding)
+        logits = scores / temperature
+        token = jnp.argmax(scores, axis=-1) if greedy else draw(logits, row_uniform(carry.keys, t))
         if forced is not None:
             token = jnp.where(forced < 0, token, forced)
         token = jnp.where(carry.ended, config.pad_id, token)

@@ -12,7 +12,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from leakgan_jax.types import Array, GanState, Key, Params
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
 _RECORD = {"config": dict, "seed": int, "data": dict, "command": str, "versions": dict, "device": str}
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
+_STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
 
 
 class RunError(ValueError):
@@ -241,12 +242,43 @@ def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path)
     return rows
 
 
-def stream_samples(config: Config, params: Params, seed: int, num: int, temperature: float) -> Iterator[np.ndarray]:
-    """`num` sentences in batches of at most `sample_batch`, `[n, T]` each."""
-    key, batch = jax.random.key(seed), min(num, config.sample_batch)
-    for i, start in enumerate(range(0, num, batch)):
-        tokens, _ = _sample(config, params, jax.random.fold_in(key, i), batch, temperature)
-        yield np.asarray(tokens)[: num - start]
+def read_prefix(config: Config, vocabulary: data.Vocabulary | None, text: str) -> list[int]:
+    """The ids of the words that sentences are to begin with. Raises RunError if the run cannot continue them."""
+    words = _split(config, text)
+    if not words:
+        raise RunError(f"prefix is {text!r}; give at least one word, or no prefix")
+    known = map(str, range(config.vocab_size)) if vocabulary is None else vocabulary.words
+    ids = {word: i for i, word in enumerate(known) if i != config.end_id}
+    if unknown := [word for word in dict.fromkeys(words) if word not in ids]:
+        ours = f"ids from 0 to {config.vocab_size - 1}" if vocabulary is None else "words of its vocabulary.json"
+        raise RunError(f"prefix has {', '.join(map(repr, unknown))}, unknown to this run; give {ours}")
+    if len(words) >= config.length:
+        raise RunError(
+            f"prefix {text!r} has {len(words)} words; give at most {config.length - 1}, one less than length"
+        )
+    return [ids[word] for word in words]
+
+
+def stream_samples(
+    config: Config,
+    params: Params,
+    seed: int,
+    num: int,
+    temperature: float,
+    prefix: Sequence[int] = (),
+    greedy: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`num` sentences that begin with `prefix`, a batch at a time: tokens and log-probabilities, `[n, T]` each.
+
+    Sentence `i` draws from `fold_in(key of the seed, i)`, and every batch is computed whole, so a sentence depends
+    neither on `num` nor, but for rounding, on the size of the batches.
+    """
+    key, batch = jax.random.key(seed), 1 if greedy else min(_STREAM_BATCH, config.sample_batch)
+    given = np.zeros((batch, config.length), np.int32)
+    given[:, : len(prefix)] = prefix
+    for start in range(0, num, batch):
+        tokens, log_probs = _complete(config, params, key, start, given, len(prefix), temperature, greedy)
+        yield np.asarray(tokens)[: num - start], np.asarray(log_probs)[: num - start]
 
 
 def work(config: Config, task: Task, kind: str) -> float:
@@ -263,7 +295,6 @@ def work(config: Config, task: Task, kind: str) -> float:
 # Compiled once a run: the config is static, shapes do not change, states are donated.
 _mle_epoch = jax.jit(training.mle_epoch, static_argnums=0, donate_argnums=1)
 _generator_steps = jax.jit(training.generator_steps, static_argnums=0, donate_argnums=1)
-_sample = jax.jit(rollout.sample_many, static_argnums=(0, 3))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -272,6 +303,14 @@ def _draw_data(config: Config, params: oracle.OracleParams, key: Key) -> tuple[A
     train_key, heldout_key = jax.random.split(key)
     train = oracle.sample(params, train_key, config.num_train, config.length)
     return train, oracle.sample(params, heldout_key, config.num_heldout, config.length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _complete(config: Config, params: Params, key: Key, start, given: Array, num_given, temperature, greedy: bool):
+    """Sentences `start`, `start + 1`, ... of the stream of `key`."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(start + jnp.arange(given.shape[0]))
+    completed = rollout.complete(config, params, keys, given, num_given, temperature, greedy)
+    return completed.tokens, completed.log_probs
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -301,6 +340,11 @@ def _run_unit(config: Config, task: Task, state: GanState, unit: Unit, key: Key)
     else:
         state, metrics = _discriminator_draw(config, state, task.oracle, task.train, key)
     return state, jax.device_get(metrics)
+
+
+def _split(config: Config, text: str) -> list[str]:
+    """The words of `text`, as those of the run's corpus were found."""
+    return (text.lower() if config.lowercase else text).split()
 
 
 def _table_rows(config: Config, task: Task, params: Params, key: Key) -> list[dict[str, Any]]:
