@@ -1,4 +1,4 @@
-"""The command line, `leakgan train | sample | evaluate | presets`: the only place that reads argv."""
+"""The command line, `leakgan train | sample | evaluate | inspect | presets`: the only place that reads argv."""
 
 import contextlib
 import dataclasses
@@ -25,6 +25,7 @@ usage: leakgan COMMAND ...
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
                  [--prefix "a man"] [--greedy] [--json]
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
+  leakgan inspect DIR [--num N] [--out FOLDER]                         draw what the model sees while it writes
   leakgan presets                                                      list the presets and their settings
 
 Start with:  leakgan train --out runs/first
@@ -92,6 +93,28 @@ class Evaluate:
     """Print one JSON object and nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Draws what a trained run sees while it writes, for a few of its sentences, to features.png and interaction.png.
+
+    features.png: leaked features of growing prefixes, among those of finished real and generated sentences.
+    interaction.png: what each dimension of the goal embedding adds to the logit of each token (paper, Figures 4, 5).
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directory of the run."""
+    num: int = 4
+    """Generated sentences to follow, at most 8."""
+    temperature: float | None = None
+    """alpha of the sentences. Default: the run's eval_temperature."""
+    seed: int = 0
+    """Seed of the sentences: those that `sample` draws with it."""
+    out: Path | None = None
+    """Folder for the pictures, made if it is not there; the run's if not given."""
+    checkpoint: Literal["newest", "best", "mle"] = "newest"
+    """newest; or the lowest NLL_gen of the whole run (best) or of its pre-training (mle)."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for bad input (one line says what), 128 + N for signal N."""
     argv = sys.argv[1:] if argv is None else argv
@@ -99,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else 2
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train, "sample": _sample, "evaluate": _evaluate, "presets": _presets,
+        "train": _train, "sample": _sample, "evaluate": _evaluate, "inspect": _inspect,
+        "presets": _presets,
     }  # fmt: skip
     try:
         if argv[0] not in commands:
@@ -241,6 +265,26 @@ def _evaluate(argv: list[str]) -> int:
     return 0
 
 
+def _inspect(argv: list[str]) -> int:
+    arguments = _parse(Inspect, argv, "leakgan inspect")
+    import numpy as np
+
+    from leakgan_jax import pictures, run
+
+    if not 1 <= arguments.num <= pictures.MAX_FOLLOWED:
+        raise ConfigError(f"num is {arguments.num}; it must be from 1 to {pictures.MAX_FOLLOWED}")
+    config, vocabulary, params = _load(arguments)
+    temperature = _temperature(arguments.temperature, config)
+    _, task = run.open_task(arguments.run)
+    num = max(arguments.num, pictures.cloud_size(task))
+    batches = run.stream_samples(config, params, arguments.seed, num, temperature)
+    generated = np.concatenate([tokens for tokens, _ in batches])
+    out = arguments.out or arguments.run
+    out.mkdir(parents=True, exist_ok=True)
+    print("\n".join(pictures.look_inside(out, config, task, params, generated, arguments.num)))
+    return 0
+
+
 def _presets(argv: list[str]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"presets takes no arguments, got {argv[0]!r}")
@@ -255,7 +299,7 @@ def _presets(argv: list[str]) -> int:
     return 0
 
 
-def _load(arguments: Sample | Evaluate):
+def _load(arguments: Sample | Evaluate | Inspect):
     """Config, vocabulary (of text runs) and parameters of the run and checkpoint that are asked for."""
     from leakgan_jax import data, run
 

@@ -139,6 +139,21 @@ def teacher_force(
     Returns:
         log p(x_t | s_{t-1}), `[B, T]`, 0 at PAD; and the Manager's goals, `[B, T, F]`.
     """
+    hidden, goal_embedding, goals = worker_inputs(config, params, tokens, features)
+    logits = worker.logits(config, params.worker, hidden, goal_embedding) / temperature
+    # A PAD in `tokens` is no word: its index is clamped here and its log-probability set to 0 below.
+    chosen = jnp.take_along_axis(logits, jnp.minimum(tokens, config.vocab_size - 1)[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(tokens == config.pad_id, 0.0, log_probs), goals
+
+
+def worker_inputs(config: Config, params: Params, tokens: Array, features: Array) -> tuple[Array, Array, Array]:
+    """What the Worker's logits of known sentences come from; arguments and gradients as of `teacher_force`.
+
+    Returns:
+        The Worker's LSTM outputs, `[B, T, H]`, and goal embeddings, `[B, T, k]`, whose entry `t` belongs to token
+        `t + 1`; and the Manager's goals, `[B, T, F]`.
+    """
     features = jax.lax.stop_gradient(features)
     goals = manager.goals(config, params.manager, features[:, :-1])
     # Worker's loss must not move the Manager, whose the initial goal is, under the released reading.
@@ -148,12 +163,7 @@ def teacher_force(
     goal_embedding = goals_.embed_sentence(config, embedded, initial)
     start = jnp.full((tokens.shape[0], 1), config.pad_id, tokens.dtype)
     inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
-    hidden = worker.hidden(config, params.worker, inputs)
-    logits = worker.logits(config, params.worker, hidden, goal_embedding) / temperature
-    # A PAD in `tokens` is no word: its index is clamped here and its log-probability set to 0 below.
-    chosen = jnp.take_along_axis(logits, jnp.minimum(tokens, config.vocab_size - 1)[..., None], axis=-1)[..., 0]
-    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(tokens == config.pad_id, 0.0, log_probs), goals
+    return worker.hidden(config, params.worker, inputs), goal_embedding, goals
 
 
 def log_probs(config: Config, params: Params, tokens: Array, temperature: Array | float) -> Array:

@@ -218,6 +218,15 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
         raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
 
 
+def open_task(out: Path) -> tuple[Config, Task]:
+    """The data of the run in `out`, made or read again. Raises RunError if it has changed since."""
+    config, seed, record = open_run(out)
+    config, task = load_task(config, seed)
+    if task.source != record["data"]:
+        raise RunError(f"{out}: its data has changed since it was trained; restore it")
+    return config, task
+
+
 def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str], None]) -> Params:
     """The parameters of a checkpoint of the run in `out`; `on_skip` is told of damaged ones passed over."""
     with Checkpoints(out, create=False) as checkpoints:

@@ -323,6 +323,28 @@ def test_a_text_run_speaks_words(text_run, capsys):
     assert json.loads(capsys.readouterr().out)["nll_oracle"] is None
 
 
+@pytest.mark.parametrize("kind", ["text", "ids"])
+def test_inspect_draws_what_sample_draws_and_says_what_it_shows(kind, finished, text_run, tmp_path, capsys):
+    source = text_run if kind == "text" else finished
+    assert leakgan("inspect", source, "--num", 3, "--seed", 2, "--out", tmp_path / "new" / "pictures") == 0
+    shown = capsys.readouterr().out
+    assert leakgan("sample", source, "--num", 3, "--seed", 2) == 0
+    for number, text in enumerate(capsys.readouterr().out.splitlines(), start=1):
+        assert f"sentence {number}: {text}\n" in shown
+    config, task = run.open_task(source)
+    assert f"{len(task.heldout)} real, {len(task.heldout)} generated sentences" in shown
+    assert f"an even share is {1 / config.goal_dim:.1%}" in shown
+    for name in ("features.png", "interaction.png"):
+        assert (tmp_path / "new" / "pictures" / name).read_bytes().startswith(b"\x89PNG") and name in shown
+
+
+def test_inspect_writes_to_the_run(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert leakgan("inspect", out) == 0
+    assert {p.name for p in out.iterdir()} - {p.name for p in finished.iterdir()} == {"features.png", "interaction.png"}
+
+
 def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(text_run, out)
@@ -330,6 +352,11 @@ def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
     corpus.write_text(CORPUS + "a new line about a man\n", encoding="utf-8")
     assert leakgan("train", "--out", out, "--resume", "--corpus", corpus) == 2
     assert "corpus" in capsys.readouterr().err
+    record = json.loads((out / "config.json").read_text())
+    record["config"]["corpus"] = str(corpus)
+    (out / "config.json").write_text(json.dumps(record))
+    assert leakgan("inspect", out) == 2
+    assert "its data has changed" in capsys.readouterr().err
 
 
 BAD = {
@@ -363,6 +390,11 @@ BAD = {
     "a prefix as long as a sentence": (["sample", "TEXT", "--prefix", "a man a man a man a man"], "at most 7"),
     "an id too many": (["sample", "FINISHED", "--prefix", "1 2 3 4 5 6 7 8"], "at most 7"),
     "greedy and many": (["sample", "FINISHED", "--num", "2", "--greedy"], "num is 2"),
+    "too many to follow": (["inspect", "FINISHED", "--num", "9"], "num is 9"),
+    "none to follow": (["inspect", "FINISHED", "--num", "0"], "num is 0"),
+    "nothing to inspect": (["inspect", "OUT"], "config.json"),
+    "a file for pictures": (["inspect", "FINISHED", "--out", "FINISHED/report.md"], "report.md"),
+    "a temperature to inspect at of zero": (["inspect", "FINISHED", "--temperature", "0"], "temperature"),
     "a temperature that is no number": (["evaluate", "FINISHED", "--temperature", "nan"], "temperature"),
     "a directory in use": (["train", "--out", "FINISHED"], "--resume"),
     "another seed": (["train", "--out", "FINISHED", "--resume", "--seed", "1"], "seed (0, now 1)"),
