@@ -94,7 +94,8 @@ def fonts_for(words: Iterable[str]) -> tuple[list[str], set[str]]:
         if "Last Resort" in family:  # has a box for every character there is
             continue
         try:  # the file that will be drawn with: others of the family may have more characters
-            path = font_manager.findfont(family, fallback_to_default=False)
+            properties = font_manager.FontProperties(family=[family])  # a list is not parsed as a pattern
+            path = font_manager.findfont(properties, fallback_to_default=False)
             found = missing & {chr(code) for code in ft2font.FT2Font(path).get_charmap()}
         except (OSError, RuntimeError, ValueError):  # a bitmap font, a damaged one, or none of normal style
             continue
