@@ -146,7 +146,7 @@ def draw(tmp_path, words, sentences, dims=4):
 
 @pytest.mark.parametrize(
     "sentences, dims",
-    [([[1]], 1), ([[2, 1], [2, 2, 2, 1], [1]], 16), ([[2] * 200] * 8, 100)],
+    [([[1]], 1), ([[2, 1], [2, 2, 2, 1], [1]], 16), ([[2] * 70] * 3, 40)],
     ids=["one token", "of different lengths", "many, long and wide"],
 )
 def test_pictures_of_any_size(sentences, dims, tmp_path, no_warnings):

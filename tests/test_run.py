@@ -290,10 +290,14 @@ def test_sample_prints_json_lines_with_log_probabilities(kind, finished, text_ru
     for line, text in zip(map(json.loads, printed.splitlines()), texts, strict=True):
         assert line.keys() == {"text", "tokens", "log_prob", "log_probs", "temperature"}
         assert line["text"] == text and line["temperature"] == 0.8
-        assert " ".join(str(token) for token in line["tokens"] if token != "<end>") == text
+        ids = [words.index(word) if kind == "text" else int(word) for word in text.split()]
         row = np.full((1, 8), config.pad_id, np.int32)
-        row[0, : len(line["tokens"])] = [words.index(token) for token in line["tokens"]]
-        scores = np.asarray(score(config, params, row, 0.8))[0, : len(line["tokens"])]  # the prefix's words too
+        row[0, : len(ids)] = ids
+        if kind == "text":
+            row[0, len(ids) : len(ids) + 1] = data.END  # it counts, where there was room for it
+        ids = row[row != config.pad_id]
+        scores = np.asarray(score(config, params, row, 0.8))[0, : len(ids)]  # the prefix's words too
+        assert line["tokens"] == [words[i] for i in ids]
         np.testing.assert_allclose(line["log_probs"], scores, atol=1e-5)
         np.testing.assert_allclose(line["log_prob"], scores.sum(), atol=1e-5)
 
