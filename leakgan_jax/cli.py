@@ -1,4 +1,4 @@
-"""The command line, `leakgan train | sample | evaluate | metrics | presets`: the only place that reads argv."""
+"""The command line, `leakgan train | sample | evaluate | metrics | inspect | presets`; nothing else reads argv."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,10 @@ usage: leakgan COMMAND ...
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
   leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
+                 [--prefix "a man"] [--greedy] [--json]
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
   leakgan metrics HYPOTHESES --references FILE [--train FILE] [--json] score any two text files: BLEU, self-BLEU, FED
+  leakgan inspect DIR [--num N] [--out FOLDER]                         draw what the model sees while it writes
   leakgan presets                                                      list the presets and their settings
 
 Start with:  leakgan train --out runs/first
@@ -60,12 +62,18 @@ class Sample:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory of the run."""
-    num: int
+    num: int = 1
     """Sentences to draw."""
     temperature: float | None = None
     """alpha; below 1 for likelier, less varied sentences. Default: the run's eval_temperature."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the draws. The first sentences of a seed are the same whatever --num is."""
+    prefix: str | None = None
+    """Words (or ids, where the run has no words) that every sentence is to begin with."""
+    greedy: bool = False
+    """Take the likeliest token at every step: one sentence, whatever the seed and the temperature."""
+    json: bool = False
+    """Print JSON lines: text, tokens, log_prob of the sentence and log_probs of its tokens (nats), temperature."""
     out: Path | None = None
     """File to write; standard output if not given."""
     checkpoint: Literal["newest", "best", "mle"] = "newest"
@@ -119,6 +127,28 @@ class Metrics:
     """Print one JSON object and nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Draws what a trained run sees while it writes, for a few of its sentences, to features.png and interaction.png.
+
+    features.png: leaked features of growing prefixes, among those of finished real and generated sentences.
+    interaction.png: what each dimension of the goal embedding adds to the logit of each token (paper, Figures 4, 5).
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directory of the run."""
+    num: int = 4
+    """Generated sentences to follow, at most 8."""
+    temperature: float | None = None
+    """alpha of the sentences. Default: the run's eval_temperature."""
+    seed: int = 0
+    """Seed of the sentences: those that `sample` draws with it."""
+    out: Path | None = None
+    """Folder for the pictures, made if it is not there; the run's if not given."""
+    checkpoint: Literal["newest", "best", "mle"] = "newest"
+    """newest; or the lowest NLL_gen of the whole run (best) or of its pre-training (mle)."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for bad input (one line says what), 128 + N for signal N."""
     argv = sys.argv[1:] if argv is None else argv
@@ -126,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else 2
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train, "sample": _sample, "evaluate": _evaluate, "metrics": _metrics, "presets": _presets,
+        "train": _train, "sample": _sample, "evaluate": _evaluate, "metrics": _metrics, "inspect": _inspect,
+        "presets": _presets,
     }  # fmt: skip
     try:
         if argv[0] not in commands:
@@ -206,25 +237,46 @@ def _sample(argv: list[str]) -> int:
 
     if arguments.num < 1:
         raise ConfigError(f"num is {arguments.num}; it must be at least 1")
+    if arguments.greedy and arguments.num > 1:
+        raise ConfigError(f"num is {arguments.num}; with --greedy every sentence is the same, so it must be 1")
     config, vocabulary, params = _load(arguments)
     temperature = _temperature(arguments.temperature, config)
     if arguments.detokenize and vocabulary is None:
         raise ConfigError(f"detokenize is for text, and {arguments.run} has no words")
+    prefix = () if arguments.prefix is None else run.read_prefix(config, vocabulary, arguments.prefix)
     task = run.Task(None, None, None, vocabulary, {})
+    batches = run.stream_samples(
+        config, params, arguments.seed, arguments.num, temperature, prefix=prefix, greedy=arguments.greedy
+    )
 
-    def decode(tokens) -> str:
-        lines = task.decode(tokens)
+    def lines(tokens, log_probs) -> str:
+        texts = task.decode(tokens)
         if arguments.detokenize:
-            lines = [data.detokenize(line.split(), config.tokenizer) for line in lines]
-        return "\n".join(lines)
+            texts = [data.detokenize(text.split(), config.tokenizer) for text in texts]
+        if arguments.json:
+            rows = zip(texts, tokens, log_probs, strict=True)
+            texts = [json.dumps(_record(config, vocabulary, *row, temperature), ensure_ascii=False) for row in rows]
+        return "\n".join(texts) + "\n"
 
-    batches = run.stream_samples(config, params, arguments.seed, arguments.num, temperature)
     if arguments.out is None:
-        for tokens in batches:
-            print(decode(tokens), flush=True)
+        for batch in batches:
+            print(lines(*batch), end="", flush=True)
     else:
-        data.write(arguments.out, "".join(decode(tokens) + "\n" for tokens in batches))
+        data.write(arguments.out, "".join(lines(*batch) for batch in batches))
     return 0
+
+
+def _record(config: Config, vocabulary, text: str, tokens, log_probs, temperature: float) -> dict[str, Any]:
+    """A sentence as JSON. Its tokens are words or ids, the end among them; every one is scored, a given prefix too."""
+    ids = [i for i in tokens.tolist() if i != config.pad_id]
+    scores = log_probs[: len(ids)].tolist()
+    return {
+        "text": text,
+        "tokens": ids if vocabulary is None else [vocabulary.words[i] for i in ids],
+        "log_prob": round(sum(scores), 6),
+        "log_probs": [round(score, 6) for score in scores],
+        "temperature": temperature,
+    }
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -349,6 +401,26 @@ def _metrics_table(scores: dict[str, Any], arguments: Metrics) -> str:
     return "\n".join(lines)
 
 
+def _inspect(argv: list[str]) -> int:
+    arguments = _parse(Inspect, argv, "leakgan inspect")
+    import numpy as np
+
+    from leakgan_jax import pictures, run
+
+    if not 1 <= arguments.num <= pictures.MAX_FOLLOWED:
+        raise ConfigError(f"num is {arguments.num}; it must be from 1 to {pictures.MAX_FOLLOWED}")
+    config, vocabulary, params = _load(arguments)
+    temperature = _temperature(arguments.temperature, config)
+    _, task = run.open_task(arguments.run)
+    num = max(arguments.num, pictures.cloud_size(task))
+    batches = run.stream_samples(config, params, arguments.seed, num, temperature)
+    generated = np.concatenate([tokens for tokens, _ in batches])
+    out = arguments.out or arguments.run
+    out.mkdir(parents=True, exist_ok=True)
+    print("\n".join(pictures.look_inside(out, config, task, params, generated, arguments.num)))
+    return 0
+
+
 def _presets(argv: list[str]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"presets takes no arguments, got {argv[0]!r}")
@@ -363,7 +435,7 @@ def _presets(argv: list[str]) -> int:
     return 0
 
 
-def _load(arguments: Sample | Evaluate):
+def _load(arguments: Sample | Evaluate | Inspect):
     """Config, vocabulary (of text runs) and parameters of the run and checkpoint that are asked for."""
     from leakgan_jax import data, run
 

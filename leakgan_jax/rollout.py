@@ -103,14 +103,22 @@ def completion_keys(config: Config, keys: Key, block: int) -> Key:
 
 
 def complete(
-    config: Config, params: Params, keys: Key, tokens: Array, num_given: Array | int, temperature: Array | float
+    config: Config,
+    params: Params,
+    keys: Key,
+    tokens: Array,
+    num_given: Array | int,
+    temperature: Array | float,
+    greedy: bool = False,
 ) -> Rollout:
     """Keeps the first `num_given` tokens of each sentence and samples the rest, one completion a key.
 
     Args:
         keys: `[B]` typed keys; tokens: `[B, T]` int32; num_given: `[]` int32, 0..T.
+        greedy: take the likeliest token at every step, the lowest id among equals, instead of drawing one; static.
+            Then the tokens depend on neither `keys` nor `temperature`, of which the log-probabilities still are.
     """
-    step = _make_step(config, params, temperature)
+    step = _make_step(config, params, temperature, greedy)
     indices = jnp.arange(config.length)
     forced = jnp.where((indices < num_given)[:, None], tokens.T, -1)
     _, steps = jax.lax.scan(step, _start(config, params, keys), (indices, forced))
@@ -131,6 +139,21 @@ def teacher_force(
     Returns:
         log p(x_t | s_{t-1}), `[B, T]`, 0 at PAD; and the Manager's goals, `[B, T, F]`.
     """
+    hidden, goal_embedding, goals = worker_inputs(config, params, tokens, features)
+    logits = worker.logits(config, params.worker, hidden, goal_embedding) / temperature
+    # A PAD in `tokens` is no word: its index is clamped here and its log-probability set to 0 below.
+    chosen = jnp.take_along_axis(logits, jnp.minimum(tokens, config.vocab_size - 1)[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(tokens == config.pad_id, 0.0, log_probs), goals
+
+
+def worker_inputs(config: Config, params: Params, tokens: Array, features: Array) -> tuple[Array, Array, Array]:
+    """What the Worker's logits of known sentences come from; arguments and gradients as of `teacher_force`.
+
+    Returns:
+        The Worker's LSTM outputs, `[B, T, H]`, and goal embeddings, `[B, T, k]`, whose entry `t` belongs to token
+        `t + 1`; and the Manager's goals, `[B, T, F]`.
+    """
     features = jax.lax.stop_gradient(features)
     goals = manager.goals(config, params.manager, features[:, :-1])
     # Worker's loss must not move the Manager, whose the initial goal is, under the released reading.
@@ -140,12 +163,7 @@ def teacher_force(
     goal_embedding = goals_.embed_sentence(config, embedded, initial)
     start = jnp.full((tokens.shape[0], 1), config.pad_id, tokens.dtype)
     inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
-    hidden = worker.hidden(config, params.worker, inputs)
-    logits = worker.logits(config, params.worker, hidden, goal_embedding) / temperature
-    # A PAD in `tokens` is no word: its index is clamped here and its log-probability set to 0 below.
-    chosen = jnp.take_along_axis(logits, jnp.minimum(tokens, config.vocab_size - 1)[..., None], axis=-1)[..., 0]
-    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(tokens == config.pad_id, 0.0, log_probs), goals
+    return worker.hidden(config, params.worker, inputs), goal_embedding, goals
 
 
 def log_probs(config: Config, params: Params, tokens: Array, temperature: Array | float) -> Array:
@@ -186,7 +204,7 @@ def _start(config: Config, params: Params, keys: Key) -> Carry:
     )
 
 
-def _make_step(config: Config, params: Params, temperature: Array | float):
+def _make_step(config: Config, params: Params, temperature: Array | float, greedy: bool = False):
     """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw."""
     opened = discriminator.open_stream(config, params.discriminator)
 
@@ -195,8 +213,9 @@ def _make_step(config: Config, params: Params, temperature: Array | float):
         manager_state, goal = manager.step(config, params.manager, carry.manager, carry.feature)
         goal_embedding = goals_.embed_step(config, carry.recent, carry.held, t)
         worker_state = worker.step(config, params.worker, carry.worker, carry.token)
-        logits = worker.logits(config, params.worker, worker_state.hidden, goal_embedding) / temperature
-        token = draw(logits, row_uniform(carry.keys, t))
+        scores = worker.logits(config, params.worker, worker_state.hidden, goal_embedding)
+        logits = scores / temperature
+        token = jnp.argmax(scores, axis=-1) if greedy else draw(logits, row_uniform(carry.keys, t))
         if forced is not None:
             token = jnp.where(forced < 0, token, forced)
         token = jnp.where(carry.ended, config.pad_id, token)

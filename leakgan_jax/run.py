@@ -32,6 +32,7 @@ _RECORD = {
     "config": dict, "seed": int, "data": dict, "data_dir": str, "command": str, "versions": dict, "device": str
 }  # fmt: skip
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
+_STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
 
 
 class RunError(ValueError):
@@ -243,6 +244,15 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
         raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
 
 
+def open_task(out: Path) -> tuple[Config, Task]:
+    """The data of the run in `out`, made or read again. Raises RunError if it has changed since."""
+    config, seed, record = open_run(out)
+    config, task = load_task(config, seed, data_dir=record["data_dir"] or None)
+    if task.source != record["data"]:
+        raise RunError(f"{out}: its data has changed since it was trained; restore it")
+    return config, task
+
+
 def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str], None]) -> Params:
     """The parameters of a checkpoint of the run in `out`; `on_skip` is told of damaged ones passed over."""
     with Checkpoints(out, create=False) as checkpoints:
@@ -267,12 +277,43 @@ def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path)
     return rows
 
 
-def stream_samples(config: Config, params: Params, seed: int, num: int, temperature: float) -> Iterator[np.ndarray]:
-    """`num` sentences in batches of at most `sample_batch`, `[n, T]` each."""
-    key, batch = jax.random.key(seed), min(num, config.sample_batch)
-    for i, start in enumerate(range(0, num, batch)):
-        tokens, _ = _sample(config, params, jax.random.fold_in(key, i), batch, temperature)
-        yield np.asarray(tokens)[: num - start]
+def read_prefix(config: Config, vocabulary: data.Vocabulary | None, text: str) -> list[int]:
+    """The ids of the words that sentences are to begin with. Raises RunError if the run cannot continue them."""
+    words = data.tokenize(text, config.tokenizer, config.lowercase)
+    if not words:
+        raise RunError(f"prefix is {text!r}; give at least one word, or no prefix")
+    known = map(str, range(config.vocab_size)) if vocabulary is None else vocabulary.words
+    ids = {word: i for i, word in enumerate(known) if i != config.end_id}
+    if unknown := [word for word in dict.fromkeys(words) if word not in ids]:
+        ours = f"ids from 0 to {config.vocab_size - 1}" if vocabulary is None else "words of its vocabulary.json"
+        raise RunError(f"prefix has {', '.join(map(repr, unknown))}, unknown to this run; give {ours}")
+    if len(words) >= config.length:
+        raise RunError(
+            f"prefix {text!r} has {len(words)} words; give at most {config.length - 1}, one less than length"
+        )
+    return [ids[word] for word in words]
+
+
+def stream_samples(
+    config: Config,
+    params: Params,
+    seed: int,
+    num: int,
+    temperature: float,
+    prefix: Sequence[int] = (),
+    greedy: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`num` sentences that begin with `prefix`, a batch at a time: tokens and log-probabilities, `[n, T]` each.
+
+    Sentence `i` draws from `fold_in(key of the seed, i)`, and every batch is computed whole, so a sentence depends
+    neither on `num` nor, but for rounding, on the size of the batches.
+    """
+    key, batch = jax.random.key(seed), 1 if greedy else min(_STREAM_BATCH, config.sample_batch)
+    given = np.zeros((batch, config.length), np.int32)
+    given[:, : len(prefix)] = prefix
+    for start in range(0, num, batch):
+        tokens, log_probs = _complete(config, params, key, start, given, len(prefix), temperature, greedy)
+        yield np.asarray(tokens)[: num - start], np.asarray(log_probs)[: num - start]
 
 
 def work(config: Config, task: Task, kind: str) -> float:
@@ -289,7 +330,6 @@ def work(config: Config, task: Task, kind: str) -> float:
 # Compiled once a run: the config is static, shapes do not change, states are donated.
 _mle_epoch = jax.jit(training.mle_epoch, static_argnums=0, donate_argnums=1)
 _generator_steps = jax.jit(training.generator_steps, static_argnums=0, donate_argnums=1)
-_sample = jax.jit(rollout.sample_many, static_argnums=(0, 3))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -298,6 +338,14 @@ def _draw_data(config: Config, params: oracle.OracleParams, key: Key) -> tuple[A
     train_key, heldout_key = jax.random.split(key)
     train = oracle.sample(params, train_key, config.num_train, config.length)
     return train, oracle.sample(params, heldout_key, config.num_heldout, config.length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _complete(config: Config, params: Params, key: Key, start, given: Array, num_given, temperature, greedy: bool):
+    """Sentences `start`, `start + 1`, ... of the stream of `key`."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(start + jnp.arange(given.shape[0]))
+    completed = rollout.complete(config, params, keys, given, num_given, temperature, greedy)
+    return completed.tokens, completed.log_probs
 
 
 @functools.partial(jax.jit, static_argnums=0)

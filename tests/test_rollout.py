@@ -16,7 +16,7 @@ assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-
 
 sample = jax.jit(rollout.sample, static_argnums=0)
 sample_many = jax.jit(rollout.sample_many, static_argnums=(0, 3))
-complete = jax.jit(rollout.complete, static_argnums=0)
+complete = jax.jit(rollout.complete, static_argnums=0, static_argnames="greedy")
 log_probs = jax.jit(rollout.log_probs, static_argnums=0)
 prefix_features = jax.jit(discriminator.prefix_features, static_argnums=0)
 
@@ -177,6 +177,25 @@ def test_a_completion_keeps_its_prefix_and_draws_the_rest_as_a_loop_does(tiny, n
     slow = slow_completions(tiny, keys, tiny.tokens, num_given, 0.9)
     np.testing.assert_array_equal(rolled.tokens, slow)
     assert_close(rolled.log_probs, log_probs(tiny.config, tiny.params, rolled.tokens, 0.9))
+
+
+@pytest.mark.parametrize("num_given", [0, 4])
+def test_greedy_takes_the_likeliest_token_of_a_python_loop(tiny, num_given):
+    config = tiny.config
+    slow = []
+    for sentence in tiny.tokens:
+        tokens = np.full(9, config.pad_id)
+        tokens[:num_given] = sentence[:num_given]
+        for t in range(num_given, 9):
+            if config.end_id is not None and config.end_id in tokens:
+                break
+            tokens[t] = np.argmax(reference.step_logits(config, *tiny.arrays, tokens)[t])
+        slow.append(tokens)
+    fast = complete(config, tiny.params, row_keys(), tiny.tokens, num_given, 1.3, greedy=True)
+    np.testing.assert_array_equal(fast.tokens, slow)
+    assert_close(fast.log_probs, log_probs(config, tiny.params, fast.tokens, 1.3))
+    again = complete(config, tiny.params, row_keys(7), tiny.tokens, num_given, 0.5, greedy=True)
+    np.testing.assert_array_equal(again.tokens, slow)  # whatever the keys and the temperature
 
 
 def test_completing_nothing_is_sampling(tiny):

@@ -3,6 +3,7 @@
 All runs here share one tiny config, so that the jitted functions compile once for the file.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from leakgan_jax import cli, run
+from leakgan_jax import cli, data, rollout, run
 from leakgan_jax.checkpoint import Checkpoints
 from leakgan_jax.config import preset
 
@@ -29,6 +30,9 @@ TINY = (
 TEXT = [*TINY[2:], "--min-count", "2", "--lowercase"]  # all but the vocabulary size
 pytestmark = pytest.mark.usefixtures("fast_compile")
 CORPUS = "A man rides a horse\nthe dog sleeps\na dog rides the man\nthe horse sleeps on a man\n" * 30
+
+
+score = jax.jit(rollout.log_probs, static_argnums=0)
 
 
 def leakgan(*argv) -> int:
@@ -226,6 +230,78 @@ def test_sampling_is_the_seed_s_alone(finished, tmp_path, capsys):
     assert len(set(greedy.splitlines())) < 40  # a temperature that is used
 
 
+def test_a_seed_s_sentences_do_not_depend_on_how_many_are_drawn(finished, capsys):
+    shown = {}
+    for num in (1, 3, 16, 17, 40):  # in batches of 16
+        assert leakgan("sample", finished, "--num", num, "--seed", 3) == 0
+        shown[num] = capsys.readouterr().out.splitlines()
+        assert len(shown[num]) == num
+    assert all(shown[40][:num] == lines for num, lines in shown.items())
+    assert len(set(shown[40])) == 40  # no batch repeats another
+
+
+def test_sampling_compiles_once_whatever_the_number_the_prefix_and_the_temperature(finished, capsys):
+    before = run._complete._cache_size()
+    config, _, _ = run.open_run(finished)
+    params = run.load_params(finished, config, "newest", print)
+    config = dataclasses.replace(config, eval_samples=41)  # a config not seen before
+    for num, temperature, prefix in ((3, 1.0, []), (40, 0.5, [2]), (1, 2.0, [4, 5, 6])):
+        assert sum(len(tokens) for tokens, _ in run.stream_samples(config, params, 0, num, temperature, prefix)) == num
+    assert run._complete._cache_size() == before + 1
+
+
+def test_sample_continues_a_prefix(finished, text_run, capsys):
+    assert leakgan("sample", text_run, "--num", 40, "--prefix", "A  Dog") == 0  # lower-cased as the corpus was
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("a dog") for line in lines) and len(set(lines)) > 10
+    longest = "a man a man a man a"
+    assert leakgan("sample", text_run, "--num", 3, "--prefix", longest) == 0
+    assert all(line.startswith(longest) for line in capsys.readouterr().out.splitlines())
+    assert leakgan("sample", finished, "--num", 40, "--prefix", "7 0 29") == 0
+    rows = np.array([line.split() for line in capsys.readouterr().out.splitlines()], int)
+    assert rows.shape == (40, 8) and np.all(rows[:, :3] == [7, 0, 29]) and len(np.unique(rows[:, 3:], axis=0)) > 10
+
+
+@pytest.mark.parametrize("prefix", [[], ["--prefix", "a dog"]], ids=["alone", "after a prefix"])
+def test_greedy_is_one_sentence_whatever_the_seed_and_temperature(text_run, prefix, capsys):
+    shown = []
+    for seed, temperature in ((0, 1.0), (5, 0.5), (6, 30.0)):
+        assert leakgan("sample", text_run, "--greedy", "--seed", seed, "--temperature", temperature, *prefix) == 0
+        shown.append(capsys.readouterr().out)
+    assert len(set(shown)) == 1 and shown[0].count("\n") == 1
+    assert leakgan("sample", text_run, "--num", 40, "--temperature", 0.001, *prefix) == 0
+    assert shown[0][:-1] in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["text", "ids"])
+def test_sample_prints_json_lines_with_log_probabilities(kind, finished, text_run, tmp_path, capsys):
+    out, prefix = (text_run, "a dog") if kind == "text" else (finished, "7 29")
+    argv = ["sample", out, "--num", 20, "--prefix", prefix, "--temperature", 0.8]
+    assert leakgan(*argv) == 0
+    texts = capsys.readouterr().out.splitlines()
+    assert leakgan(*argv, "--json") == 0
+    printed = capsys.readouterr().out
+    assert leakgan(*argv, "--json", "--out", tmp_path / "samples.jsonl") == 0
+    assert (tmp_path / "samples.jsonl").read_text() == printed
+
+    config, _, _ = run.open_run(out)
+    params = run.load_params(out, config, "newest", print)
+    words = data.Vocabulary.load(out / "vocabulary.json").words if kind == "text" else list(range(30))
+    for line, text in zip(map(json.loads, printed.splitlines()), texts, strict=True):
+        assert line.keys() == {"text", "tokens", "log_prob", "log_probs", "temperature"}
+        assert line["text"] == text and line["temperature"] == 0.8
+        ids = [words.index(word) if kind == "text" else int(word) for word in text.split()]
+        row = np.full((1, 8), config.pad_id, np.int32)
+        row[0, : len(ids)] = ids
+        if kind == "text":
+            row[0, len(ids) : len(ids) + 1] = data.END  # it counts, where there was room for it
+        ids = row[row != config.pad_id]
+        scores = np.asarray(score(config, params, row, 0.8))[0, : len(ids)]  # the prefix's words too
+        assert line["tokens"] == [words[i] for i in ids]
+        np.testing.assert_allclose(line["log_probs"], scores, atol=1e-5)
+        np.testing.assert_allclose(line["log_prob"], scores.sum(), atol=1e-5)
+
+
 def test_evaluate_prints_one_json_object(finished, capsys):
     assert leakgan("evaluate", finished, "--json") == 0
     scores = json.loads(capsys.readouterr().out)
@@ -251,6 +327,28 @@ def test_a_text_run_speaks_words(text_run, capsys):
     assert json.loads(capsys.readouterr().out)["nll_oracle"] is None
 
 
+@pytest.mark.parametrize("kind", ["text", "ids"])
+def test_inspect_draws_what_sample_draws_and_says_what_it_shows(kind, finished, text_run, tmp_path, capsys):
+    source = text_run if kind == "text" else finished
+    assert leakgan("inspect", source, "--num", 3, "--seed", 2, "--out", tmp_path / "new" / "pictures") == 0
+    shown = capsys.readouterr().out
+    assert leakgan("sample", source, "--num", 3, "--seed", 2) == 0
+    for number, text in enumerate(capsys.readouterr().out.splitlines(), start=1):
+        assert f"sentence {number}: {text}\n" in shown
+    config, task = run.open_task(source)
+    assert f"{len(task.heldout)} real, {len(task.heldout)} generated sentences" in shown
+    assert f"an even share is {1 / config.goal_dim:.1%}" in shown
+    for name in ("features.png", "interaction.png"):
+        assert (tmp_path / "new" / "pictures" / name).read_bytes().startswith(b"\x89PNG") and name in shown
+
+
+def test_inspect_writes_to_the_run(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert leakgan("inspect", out) == 0
+    assert {p.name for p in out.iterdir()} - {p.name for p in finished.iterdir()} == {"features.png", "interaction.png"}
+
+
 def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(text_run, out)
@@ -258,6 +356,11 @@ def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
     corpus.write_text(CORPUS + "a new line about a man\n", encoding="utf-8")
     assert leakgan("train", "--out", out, "--resume", "--corpus", corpus) == 2
     assert "corpus" in capsys.readouterr().err
+    record = json.loads((out / "config.json").read_text())
+    record["config"]["corpus"] = str(corpus)
+    (out / "config.json").write_text(json.dumps(record))
+    assert leakgan("inspect", out) == 2
+    assert "its data has changed" in capsys.readouterr().err
 
 
 BAD = {
@@ -286,6 +389,21 @@ BAD = {
     "a folder to write to": (["sample", "FINISHED", "--num", "3", "--out", "."], "directory"),
     "a file for a folder": (["sample", "FINISHED", "--num", "3", "--out", "FINISHED/report.md/x"], "report.md/x"),
     "a temperature of zero": (["sample", "FINISHED", "--num", "3", "--temperature", "0"], "temperature"),
+    "a negative temperature": (["sample", "FINISHED", "--temperature", "-1"], "temperature is -1.0"),
+    "an infinite temperature": (["sample", "FINISHED", "--temperature", "inf"], "temperature is inf"),
+    "a temperature to sample at that is no number": (["sample", "FINISHED", "--temperature", "nan"], "temperature"),
+    "a word for an id": (["sample", "FINISHED", "--prefix", "3 dog cat 30 dog"], "'dog', 'cat', '30', unknown"),
+    "words the corpus never had": (["sample", "TEXT", "--prefix", "a zebra and a gnu"], "'zebra', 'and', 'gnu'"),
+    "the end for a word": (["sample", "TEXT", "--prefix", "a <end>"], "'<end>'"),
+    "a prefix without words": (["sample", "TEXT", "--prefix", " "], "prefix is ' '"),
+    "a prefix as long as a sentence": (["sample", "TEXT", "--prefix", "a man a man a man a man"], "at most 7"),
+    "an id too many": (["sample", "FINISHED", "--prefix", "1 2 3 4 5 6 7 8"], "at most 7"),
+    "greedy and many": (["sample", "FINISHED", "--num", "2", "--greedy"], "num is 2"),
+    "too many to follow": (["inspect", "FINISHED", "--num", "9"], "num is 9"),
+    "none to follow": (["inspect", "FINISHED", "--num", "0"], "num is 0"),
+    "nothing to inspect": (["inspect", "OUT"], "config.json"),
+    "a file for pictures": (["inspect", "FINISHED", "--out", "FINISHED/report.md"], "report.md"),
+    "a temperature to inspect at of zero": (["inspect", "FINISHED", "--temperature", "0"], "temperature"),
     "a temperature that is no number": (["evaluate", "FINISHED", "--temperature", "nan"], "temperature"),
     "a directory in use": (["train", "--out", "FINISHED"], "--resume"),
     "another seed": (["train", "--out", "FINISHED", "--resume", "--seed", "1"], "seed (0, now 1)"),
@@ -295,11 +413,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_status_2(case, finished, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_status_2(case, finished, text_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     argv, expected = BAD[case]
-    places = {"OUT": tmp_path / "out", "FINISHED": finished}
+    places = {"OUT": tmp_path / "out", "FINISHED": finished, "TEXT": text_run}
     argv = [str(places.get(word, word)).replace("FINISHED", str(finished)) for word in argv]
     assert leakgan(*argv) == 2
     printed = capsys.readouterr()

@@ -48,6 +48,10 @@ class Worker(nn.Module):
         outer = outer.reshape(*hidden.shape[:-1], -1)
         return outer @ self.output_kernel.reshape(outer.shape[-1], -1) + goal_embedding @ self.output_bias
 
+    def output_rows(self, hidden: Array, tokens: Array) -> Array:
+        kernel, bias = self.output_kernel[:, :, tokens], self.output_bias[:, tokens]
+        return jnp.einsum("bth,hkbt->btk", hidden, kernel) + jnp.moveaxis(bias, 0, -1)
+
 
 def init(config: Config, key: Key) -> Any:
     """Draws the Worker's parameters. Consumes `key`."""
@@ -86,6 +90,11 @@ def embed_goal(config: Config, params: Any, goal: Array) -> Array:
 def logits(config: Config, params: Any, hidden: Array, goal_embedding: Array) -> Array:
     """Next-token logits before the temperature: `[..., H]`, `[..., k]` -> `[..., V]` (Eq. 5-6)."""
     return _apply(config, params, hidden, goal_embedding, method="logits")
+
+
+def output_rows(config: Config, params: Any, hidden: Array, tokens: Array) -> Array:
+    """The rows of `O_t` that belong to given words: `[B, T, H]`, `[B, T]` int32 below `V` -> `[B, T, k]` (Eq. 5)."""
+    return _apply(config, params, hidden, tokens, method="output_rows")
 
 
 def _apply(config: Config, params: Any, *args, method: str):
