@@ -121,7 +121,7 @@ def sweep_report(result: dict[str, Any]) -> str:
         "Hypotheses": f"{last['hypotheses']:,} samples a row; {real['hypotheses']:,} training sentences as real text",
         "References": (
             f"{result['references']}: {last['references']:,} for BLEU (rule {last['rule']}), "
-            f"{last['nll_references']:,} for NLL_gen and reverse LM; no model was trained on them"
+            f"{last['nll_references']:,} for NLL_gen and reverse LM"
         ),
         "LM, reverse LM": (
             f"LSTMs of {lm['hidden']} units, each trained on {last['lm_sentences']:,} sentences: real ones, to score "
@@ -141,29 +141,29 @@ def draw_sweep(out: Path, rows: list[dict[str, Any]]) -> list[Path]:
 
     Every model is a curve over temperature, and real text a point, or a line where it has one of the two values only.
     """
-    real, *sampled = rows
-    synthetic = real["nll_oracle"] is not None
-    quality = "NLL_oracle of samples" if synthetic else "LM: NLL of samples under an LM of real text"
-    first, counts = sampled[0], {key: f"{sampled[0][key]:,}" for key in ("hypotheses", "references", "nll_references")}
-    likelihoods = f"{counts['hypotheses']} samples a point, {counts['nll_references']} real sentences"
+    real, first = rows[0], rows[1]
+    samples = f"{first['hypotheses']:,} samples a point"
+    nats = f"nats per token; {samples}, {first['nll_references']:,} real sentences"
+    lm = "LM: NLL of samples under an LM of real text  (lower: better)", lambda row: row["lm"]
+    oracle = "NLL_oracle of samples  (lower: better)", lambda row: row["nll_oracle"]
     pictures = {
         "sweep_bleu.png": (
             (f"self-BLEU-{_DRAWN}  (lower: more varied)", lambda row: row[f"self_bleu_{_DRAWN}"]),
             (f"negative BLEU-{_DRAWN}  (lower: better)", lambda row: -row[f"bleu_{_DRAWN}"]),
-            f"{counts['hypotheses']} samples a point, {counts['references']} references, rule {first['rule']}",
+            f"{samples}, {real['hypotheses']:,} real; {first['references']:,} references, rule {first['rule']}",
         ),
         "sweep_nll.png": (
-            ("NLL_gen of held-out real text  (lower: covers more of it)", lambda row: row["nll_gen"]),
-            (f"{quality}  (lower: better)", lambda row: row["nll_oracle" if synthetic else "lm"]),
-            f"nats per token; {likelihoods}",
+            ("NLL_gen of real text  (lower: covers more of it)", lambda row: row["nll_gen"]),
+            lm if real["nll_oracle"] is None else oracle,
+            nats,
         ),
         "sweep_lm.png": (
             (
                 "reverse LM: NLL of real text under an LM of samples  (lower: covers more)",
                 lambda row: row["reverse_lm"],
             ),
-            ("LM: NLL of samples under an LM of real text  (lower: better)", lambda row: row["lm"]),
-            f"nats per token; {likelihoods}; LMs trained on {first['lm_sentences']:,}",
+            lm,
+            f"{nats}; LMs trained on {first['lm_sentences']:,}",
         ),
     }
     for name, (x, y, title) in pictures.items():
@@ -171,53 +171,46 @@ def draw_sweep(out: Path, rows: list[dict[str, Any]]) -> list[Path]:
     return [out / name for name in pictures]
 
 
-_ORDERS, _DRAWN = (2, 3, 4, 5), 4  # of BLEU; the highest that most samples have matches of
-_MLE_STYLE = {
-    "line": {"color": _GEN, "marker": "s"},
-    "number": {"xytext": (-5, -9), "ha": "right"},
-}
-_LAST_STYLE = {
-    "line": {"color": _ORACLE, "marker": "o"},
-    "number": {"xytext": (5, 4), "ha": "left"},
-}
+_ORDERS, _DRAWN = (2, 3, 4, 5), 4  # of BLEU: in the table, and in the picture
+# Colour, marker, and the sides of a point, in points, on which its temperature is written, best first.
+_MLE_STYLE = _GEN, "s", ((-14, -6), (0, -10), (14, -6), (-14, 6))
+_LAST_STYLE = _ORACLE, "o", ((14, 6), (0, 10), (-14, 6), (14, -6))
 _Axis = tuple[str, Callable[[dict[str, Any]], float | None]]
 
 
 def _draw_plane(path: Path, rows: list[dict[str, Any]], x: _Axis, y: _Axis, title: str) -> None:
     """Each model a curve over its temperatures in the plane of two measures, of both of which less is better."""
-    plt = _pyplot()
-    from matplotlib.patheffects import withStroke
+    from matplotlib import patheffects
 
-    figure, axes = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
-    real, *sampled = rows
-    label = f"real text, {real['hypotheses']:,} sentences"
-    if x[1](real) is None:
-        axes.axhline(y[1](real), color=_REAL, ls="--", lw=1.2, label=label)
+    figure, axes = _pyplot().subplots(figsize=(7.5, 5.5), layout="constrained")
+    points: dict[str, list[tuple]] = {}
+    for row in rows:
+        points.setdefault(row["model"], []).append((x[1](row), y[1](row), row["temperature"]))
+    [(real_x, real_y, _)] = points.pop("real")
+    if real_x is None:
+        axes.axhline(real_y, color=_REAL, ls="--", lw=1.2, label="real text")
     else:
-        axes.plot(x[1](real), y[1](real), "*", ms=14, color=_REAL, label=label, zorder=5)
-    curves = {
-        model: [row for row in sampled if row["model"] == model] for model in {row["model"]: 0 for row in sampled}
-    }
-    styles = {model: _MLE_STYLE if model == "MLE, best NLL_gen" else _LAST_STYLE for model in curves}
-    for model, points in curves.items():
-        axes.plot(
-            list(map(x[1], points)), list(map(y[1], points)), ms=4, lw=1.2, label=model, **styles[model]["line"]
-        )  # fmt: skip
+        axes.plot(real_x, real_y, "*", ms=14, color=_REAL, label="real text", zorder=5)
+    styles = {model: _MLE_STYLE if model == "MLE, best NLL_gen" else _LAST_STYLE for model in points}
+    for model, (color, marker, _) in styles.items():
+        at_x, at_y, _ = zip(*points[model])
+        axes.plot(at_x, at_y, marker=marker, ms=4, lw=1.2, color=color, label=model)
     axes.margins(0.12)
     axes.autoscale_view()  # places are final from here
-    for model, points in curves.items():
-        last = (-99.0, -99.0)
-        for row in points:
-            at = x[1](row), y[1](row)
-            place = axes.transData.transform(at)
-            if max(abs(place - last)) < 10:  # pixels: the numbers would cover one another
-                continue
-            last = place
-            axes.annotate(
-                f"{row['temperature']:.3g}", at, textcoords="offset points", fontsize=7.5, zorder=4,
-                color=styles[model]["line"]["color"], **styles[model]["number"],
-                path_effects=[withStroke(linewidth=1.5, foreground="white")],
-            )  # fmt: skip
+    pixel = figure.dpi / 72
+    taken = [] if real_x is None else [axes.transData.transform((real_x, real_y))]
+    for model, (color, _, sides) in styles.items():
+        for *at, temperature in points[model]:
+            for side in sides:
+                place = axes.transData.transform(at) + [pixel * side[0], pixel * side[1]]
+                if all(abs(place[0] - u) > 25 or abs(place[1] - v) > 11 for u, v in taken):
+                    taken.append(place)
+                    axes.annotate(
+                        f"{temperature:.3g}", at, xytext=side, textcoords="offset points", ha="center", va="center",
+                        fontsize=7.5, color=color, zorder=4,
+                        path_effects=[patheffects.withStroke(linewidth=1.5, foreground="white")],
+                    )  # fmt: skip
+                    break  # where no side is free, the neighbours tell
     axes.annotate(
         "better", (0.86, 0.6), xytext=(0.92, 0.68), xycoords="axes fraction", color="0.35", fontsize=9,
         arrowprops={"arrowstyle": "-|>", "color": "0.35"},
