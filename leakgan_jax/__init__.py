@@ -7,10 +7,10 @@ tokens = leakgan_jax.rollout.sample(config, state.params, jax.random.split(jax.r
 
 from leakgan_jax import goals, losses, oracle, rewards, rollout, sampling, training
 from leakgan_jax.config import Config, ConfigError, preset
-from leakgan_jax.models import discriminator, manager, worker
+from leakgan_jax.models import discriminator, language_model, manager, worker
 from leakgan_jax.types import GanState, NetState, Params, Rollout
 
 __all__ = [
-    "Config", "ConfigError", "GanState", "NetState", "Params", "Rollout", "discriminator", "goals", "losses", "manager",
-    "oracle", "preset", "rewards", "rollout", "sampling", "training", "worker",
+    "Config", "ConfigError", "GanState", "NetState", "Params", "Rollout", "discriminator", "goals",
+    "language_model", "losses", "manager", "oracle", "preset", "rewards", "rollout", "sampling", "training", "worker",
 ]  # fmt: skip

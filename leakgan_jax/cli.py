@@ -27,6 +27,7 @@ usage: leakgan COMMAND ...
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
                  [--prefix "a man"] [--greedy] [--json]
   leakgan evaluate DIR [--references FILE] [--json]                    score a run: NLL_oracle, NLL_gen, NLL_div
+  leakgan evaluate DIR --sweep                                         quality against diversity over temperatures
   leakgan metrics HYPOTHESES --references FILE [--train FILE] [--json] score any two text files: BLEU, self-BLEU, FED
   leakgan inspect DIR [--num N] [--out FOLDER]                         draw what the model sees while it writes
   leakgan presets                                                      list the presets and their settings
@@ -84,18 +85,25 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Scores a trained run, in nats per token: NLL_oracle and NLL_div of new samples, NLL_gen of real sentences."""
+    """Scores a trained run, in nats per token: NLL_oracle and NLL_div of new samples, NLL_gen of real sentences.
+
+    With --sweep, samples the run's best MLE model and its newest at nine temperatures and scores all, and real text,
+    by NLL, BLEU and self-BLEU, LM and reverse LM; writes sweep.json and three pictures to the run's directory.
+    """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory of the run."""
     references: Path | None = None
-    """Real sentences for NLL_gen, one a line; the run's own held-out split if not given."""
+    """Real sentences to compare with, one a line. Default: the run's own held-out split (in a sweep, its test split
+    if it has one)."""
     temperature: float | None = None
     """alpha of samples and likelihoods. Default: the run's eval_temperature."""
     num: int | None = None
-    """Sentences to sample. Default: the run's eval_samples."""
+    """Sentences to sample. Default: the run's eval_samples; in a sweep as many as it was trained on, at most 10,000."""
     seed: int = 0
     """Seed of the samples."""
+    sweep: bool = False
+    """Score real text and both models over temperatures."""
     checkpoint: Literal["newest", "best", "mle"] = "newest"
     """newest; or the lowest NLL_gen of the whole run (best) or of its pre-training (mle)."""
     json: bool = False
@@ -281,12 +289,14 @@ def _record(config: Config, vocabulary, text: str, tokens, log_probs, temperatur
 
 def _evaluate(argv: list[str]) -> int:
     arguments = _parse(Evaluate, argv, "leakgan evaluate")
+    if arguments.sweep:
+        return _sweep(arguments)
     import jax
     import jax.numpy as jnp
 
     from leakgan_jax import run
 
-    saved, seed, record = run.open_run(arguments.run)
+    saved, _, _ = run.open_run(arguments.run)
     temperature = _temperature(arguments.temperature, saved)
     if arguments.num is not None:
         saved = dataclasses.replace(saved, eval_samples=arguments.num)
@@ -295,9 +305,7 @@ def _evaluate(argv: list[str]) -> int:
     if arguments.references is not None and config.is_text:
         task = run.Task(None, None, None, vocabulary, {})  # the corpus itself is not needed
     else:
-        _, task = run.load_task(config, seed, data_dir=record["data_dir"] or None)
-        if task.source != record["data"]:
-            raise run.RunError(f"{arguments.run}: its data has changed since; give --references FILE, or restore it")
+        _, task = run.open_task(arguments.run)
     if arguments.references is not None:
         task = task._replace(heldout=jnp.array(run.read_heldout(config, vocabulary, arguments.references)))
     _, scores = run.evaluate(config, task, params, jax.random.key(arguments.seed), temperature)
@@ -418,6 +426,51 @@ def _inspect(argv: list[str]) -> int:
     out = arguments.out or arguments.run
     out.mkdir(parents=True, exist_ok=True)
     print("\n".join(pictures.look_inside(out, config, task, params, generated, arguments.num)))
+    return 0
+
+
+def _sweep(arguments: Evaluate) -> int:
+    if arguments.temperature is not None or arguments.checkpoint != "newest":
+        raise ConfigError("--sweep has its own temperatures and checkpoints; leave out --temperature and --checkpoint")
+    import jax
+
+    from leakgan_jax import data, display, report, run, sweep
+    from leakgan_jax.models import language_model
+
+    out = arguments.run
+    config, _, _ = run.open_run(out)
+    if not os.access(out, os.W_OK):  # now rather than after minutes of scoring
+        raise run.RunError(f"{out}: cannot be written, and the sweep's table and pictures go there")
+    models = run.load_models(out, config, functools.partial(print, "leakgan:", file=sys.stderr))
+    config, task = run.open_task(out)
+    if arguments.references is None:
+        compared = sweep.references(config, task)
+    elif task.vocabulary is None:
+        rows = run.read_heldout(config, None, arguments.references)
+        compared = sweep.row_references(config, None, rows, str(arguments.references))
+    else:
+        words = data.read_sentences(arguments.references, config.lowercase, config.tokenizer)
+        compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references))
+    sizes, schedule = language_model.Sizes(config.vocab_size), language_model.Schedule()
+    key, temperatures = jax.random.key(arguments.seed), sweep.TEMPERATURES
+    settings = {"temperatures": temperatures, "compared": compared, "sizes": sizes, "schedule": schedule}
+    rows = sweep.sweep(config, task, models, key, num=arguments.num, **settings)
+    rows = [row | {"seed": arguments.seed} for row in display.track(rows, 1 + len(models) * len(temperatures))]
+    result = {
+        "run": str(out),
+        "seed": arguments.seed,
+        "references": compared.name,
+        "language_model": dataclasses.asdict(sizes) | dataclasses.asdict(schedule),
+        "device": jax.devices()[0].device_kind,
+        "rows": rows,
+    }
+    data.write(out / "sweep.json", json.dumps(result, indent=1) + "\n")
+    pictures = report.draw_sweep(out, rows)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    print(report.sweep_report(result))
+    print(f"\nThe pictures are {', '.join(map(str, pictures))}; all numbers are in {out / 'sweep.json'}.")
     return 0
 
 

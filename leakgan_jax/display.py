@@ -2,6 +2,7 @@
 
 import collections
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -86,6 +87,26 @@ def describe(config: Config, source: dict[str, Any]) -> str:
     if "test_sentences" in source:
         text += f", {source['test_sentences']:,} to test ({source['test_also_in_train']:,} also in training)"
     return text
+
+
+def track(rows: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """Passes on the rows of a sweep, `total` of them, and tells of each on standard error, with the time left."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[left]}"))
+    began, ends = time.monotonic(), []
+    with Progress(*columns, console=console, disable=not console.is_terminal) as live:
+        bar = live.add_task("real text; every function compiles once", total=total, left="")
+        for row in rows:
+            ends.append(time.monotonic() - began)
+            at = "" if row["temperature"] is None else f" at temperature {row['temperature']:.3g}"
+            text = f"{len(ends)}/{total}  {row['model']}{at}"
+            left = "" if len(ends) < total else "done"
+            if 2 < len(ends) < total:  # the first two rows, of real text and of a model, compile
+                left = f"{clock((ends[-1] - ends[1]) / (len(ends) - 2) * (total - len(ends)))} left"
+            live.update(bar, completed=len(ends), description=text, left=left)
+            if live.disable:
+                console.print(f"{text}  {clock(ends[-1])} gone  {left}", markup=False, soft_wrap=True)
+            yield row
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
-"""What a finished run shows: `curves.png` and `report.md`, both from the metric lines."""
+"""What a finished run shows: `curves.png` and `report.md` from the metric lines, and the pictures of a sweep."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,7 @@ _REAL, _ORACLE, _GEN = "#2f7d4f", "#1f5fa8", "#c2571a"
 
 def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nll: float | None) -> None:
     """NLL_oracle and NLL_gen over all phases, the floor that real text sets, and the phase boundary."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     scored = [line for line in lines if "nll_gen" in line]
     pretrain_end = config.pretrain_rounds * config.mle_epochs
     at = [line["step"] + (pretrain_end if line["phase"] == "adversarial" else 0) for line in scored]
@@ -41,10 +38,7 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
     axes.grid(alpha=0.25)
     if scored:
         axes.legend(frameon=False, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    plt.close(figure)
-    data.write(path, picture.getvalue())
+    _save(figure, path)
 
 
 def table(rows: dict[str, list[dict[str, Any]]], real_nll: float | None) -> str:
@@ -102,3 +96,142 @@ def write_report(
         "",
     ]
     data.write(out / "report.md", "\n".join(body))
+
+
+def sweep_report(result: dict[str, Any]) -> str:
+    """A temperature sweep in Markdown: the table and what its numbers are; `result` as in `sweep.json`."""
+    rows, lm = result["rows"], result["language_model"]
+    bleu = {
+        f"{name}-{n}": f"{key}_{n}" for name, key in (("BLEU", "bleu"), ("self-BLEU", "self_bleu")) for n in _ORDERS
+    }
+    nll = {"NLL_oracle": "nll_oracle", "NLL_gen": "nll_gen", "NLL_div": "nll_div", "LM": "lm", "rev. LM": "reverse_lm"}
+    columns = {title: key for title, key in (nll | bleu).items() if any(row[key] is not None for row in rows)}
+    body = [
+        "| model | temperature | " + " | ".join([*columns, "distinct"]) + " |",
+        "|---" + "|--:" * (len(columns) + 2) + "|",
+    ]
+    for row in rows:
+        temperature = "" if row["temperature"] is None else f"{row['temperature']:.3f}"
+        values = ("" if row[key] is None else f"{row[key]:.3f}" for key in columns.values())
+        body.append(f"| {row['model']} | {temperature} | {' | '.join(values)} | {row['distinct']:.1%} |")
+    real, last = rows[0], rows[-1]
+    facts = {
+        "Hypotheses": f"{last['hypotheses']:,} samples a row; {real['hypotheses']:,} training sentences as real text",
+        "References": (
+            f"{result['references']}: {last['references']:,} for BLEU (rule {last['rule']}), "
+            f"{last['nll_references']:,} for NLL_gen and reverse LM"
+        ),
+        "LM, reverse LM": (
+            f"LSTMs of {lm['hidden']} units, each trained on {last['lm_sentences']:,} sentences: real ones, to score "
+            "samples (for real text, the references), or the row's own, to score the references; "
+            f"the best of at most {lm['epochs']} epochs, by a tenth of its own sentences"
+        ),
+        "Seed": f"{result['seed']} (one run: no spread)",
+        "Device": result["device"],
+    }
+    return "\n".join(
+        [*body, "", "NLL, LM and reverse LM in nats per token.\n", *(f"- {k}: {v}" for k, v in facts.items())]
+    )
+
+
+def draw_sweep(out: Path, rows: list[dict[str, Any]]) -> list[Path]:
+    """`sweep_bleu.png`, `sweep_nll.png` and `sweep_lm.png` in `out`: quality (up is worse) against diversity.
+
+    Every model is a curve over temperature, and real text a point, or a line where it has one of the two values only.
+    """
+    real, first = rows[0], rows[1]
+    samples = f"{first['hypotheses']:,} samples a point"
+    nats = f"nats per token; {samples}, {first['nll_references']:,} real sentences"
+    lm = "LM: NLL of samples under an LM of real text  (lower: better)", lambda row: row["lm"]
+    oracle = "NLL_oracle of samples  (lower: better)", lambda row: row["nll_oracle"]
+    pictures = {
+        "sweep_bleu.png": (
+            (f"self-BLEU-{_DRAWN}  (lower: more varied)", lambda row: row[f"self_bleu_{_DRAWN}"]),
+            (f"negative BLEU-{_DRAWN}  (lower: better)", lambda row: -row[f"bleu_{_DRAWN}"]),
+            f"{samples}, {real['hypotheses']:,} real; {first['references']:,} references, rule {first['rule']}",
+        ),
+        "sweep_nll.png": (
+            ("NLL_gen of real text  (lower: covers more of it)", lambda row: row["nll_gen"]),
+            lm if real["nll_oracle"] is None else oracle,
+            nats,
+        ),
+        "sweep_lm.png": (
+            (
+                "reverse LM: NLL of real text under an LM of samples  (lower: covers more)",
+                lambda row: row["reverse_lm"],
+            ),
+            lm,
+            f"{nats}; LMs trained on {first['lm_sentences']:,}",
+        ),
+    }
+    for name, (x, y, title) in pictures.items():
+        _draw_plane(out / name, rows, x, y, title)
+    return [out / name for name in pictures]
+
+
+_ORDERS, _DRAWN = (2, 3, 4, 5), 4  # of BLEU: in the table, and in the picture
+# Colour, marker, and the sides of a point, in points, on which its temperature is written, best first.
+_MLE_STYLE = _GEN, "s", ((-14, -6), (0, -10), (14, -6), (-14, 6))
+_LAST_STYLE = _ORACLE, "o", ((14, 6), (0, 10), (-14, 6), (14, -6))
+_Axis = tuple[str, Callable[[dict[str, Any]], float | None]]
+
+
+def _draw_plane(path: Path, rows: list[dict[str, Any]], x: _Axis, y: _Axis, title: str) -> None:
+    """Each model a curve over its temperatures in the plane of two measures, of both of which less is better."""
+    from matplotlib import patheffects
+
+    figure, axes = _pyplot().subplots(figsize=(7.5, 5.5), layout="constrained")
+    points: dict[str, list[tuple]] = {}
+    for row in rows:
+        points.setdefault(row["model"], []).append((x[1](row), y[1](row), row["temperature"]))
+    [(real_x, real_y, _)] = points.pop("real")
+    if real_x is None:
+        axes.axhline(real_y, color=_REAL, ls="--", lw=1.2, label="real text")
+    else:
+        axes.plot(real_x, real_y, "*", ms=14, color=_REAL, label="real text", zorder=5)
+    styles = {model: _MLE_STYLE if model == "MLE, best NLL_gen" else _LAST_STYLE for model in points}
+    for model, (color, marker, _) in styles.items():
+        at_x, at_y, _ = zip(*points[model])
+        axes.plot(at_x, at_y, marker=marker, ms=4, lw=1.2, color=color, label=model)
+    axes.margins(0.12)
+    axes.autoscale_view()  # places are final from here
+    pixel = figure.dpi / 72
+    taken = [] if real_x is None else [axes.transData.transform((real_x, real_y))]
+    for model, (color, _, sides) in styles.items():
+        for *at, temperature in points[model]:
+            for side in sides:
+                place = axes.transData.transform(at) + [pixel * side[0], pixel * side[1]]
+                if all(abs(place[0] - u) > 25 or abs(place[1] - v) > 11 for u, v in taken):
+                    taken.append(place)
+                    axes.annotate(
+                        f"{temperature:.3g}", at, xytext=side, textcoords="offset points", ha="center", va="center",
+                        fontsize=7.5, color=color, zorder=4,
+                        path_effects=[patheffects.withStroke(linewidth=1.5, foreground="white")],
+                    )  # fmt: skip
+                    break  # where no side is free, the neighbours tell
+    axes.annotate(
+        "better", (0.86, 0.6), xytext=(0.92, 0.68), xycoords="axes fraction", color="0.35", fontsize=9,
+        arrowprops={"arrowstyle": "-|>", "color": "0.35"},
+    )  # fmt: skip
+    axes.set_xlabel(x[0])
+    axes.set_ylabel(y[0])
+    axes.set_title(f"{title}\nnumbers at the points: temperature; lower left is better", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    _pyplot().close(figure)
+    data.write(path, picture.getvalue())

@@ -259,6 +259,25 @@ def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str]
         return checkpoints.restore(_target(config), which, on_skip).state.params
 
 
+def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> dict[str, Params]:
+    """The models of the run in `out` that are compared, by the names of the report's rows: MLE first, newest last.
+
+    `on_skip` is told, in a line, of damaged checkpoints and of a missing MLE model.
+    """
+    units, target = schedule(config), _target(config)
+    with Checkpoints(out, create=False) as checkpoints:
+        newest = checkpoints.restore(target, on_skip=on_skip)
+        models, adversarial = {}, units[newest.step - 1].phase == "adversarial"
+        try:
+            best = checkpoints.restore(target, "mle")
+            models["MLE, best NLL_gen"] = best.state.params
+            if newest.step == best.step:
+                return models
+        except CheckpointError as error:
+            on_skip(f"{error}; there is no MLE model to compare with")
+    return models | {"LeakGAN" if adversarial else "MLE, last epoch": newest.state.params}
+
+
 def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path) -> np.ndarray:
     """Sentences to score: words where the run has a vocabulary, ids otherwise; `[n, T]` int32."""
     sentences = data.read_sentences(path, config.lowercase, config.tokenizer)

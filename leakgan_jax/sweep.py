@@ -1,0 +1,178 @@
+"""Temperature sweep: what models gain in quality and lose in diversity as they are sampled colder, beside real text.
+
+A row is one set of hypotheses: `num` samples of a model at one temperature or, for "real", as many sentences of the
+training text. Every row is scored in the same way against the same references, which no model was trained on:
+
+    nll_oracle   of the hypotheses under the oracle of the synthetic task; None for text
+    nll_gen      of the references under the model, at the row's temperature; nll_div of its own hypotheses
+    lm           of the hypotheses under a language model trained on real text: quality
+    reverse_lm   of the references under a language model trained on the hypotheses: diversity, and quality too
+    bleu_n       of the hypotheses against all references; self_bleu_n of each against all others
+
+NLLs are in nats per token. Both language models are alike in size, schedule, seed and number of training sentences, so
+for real text `lm` and `reverse_lm` are one number: the model has seen the hypotheses, so both are of the references.
+The model behind real text is known in the synthetic task: it is the oracle, which gives the real row an `nll_gen`.
+
+Source: Caccia et al. 2020, Language GANs Falling Short, arXiv:1811.02549, sections 3 and 4.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leakgan_jax import data, oracle, run
+from leakgan_jax.config import Config, ConfigError
+from leakgan_jax.models import language_model
+from leakgan_jax.types import Array, Key, Params
+
+# From where samples repeat one another to where they vary more than real text. 1 is the model itself, 1/1.5 that of
+# LeakGAN's published numbers, 0.4 and 0.8 those at which Caccia et al. report the MLE model (their tables 2 and 4).
+TEMPERATURES = (0.4, 0.5, 0.6, 1 / 1.5, 0.8, 0.9, 1.0, 1.1, 1.25)
+MOST_SENTENCES = 10_000  # of a row by default, as in Caccia et al.
+
+Row = dict[str, Any]
+
+
+class References(NamedTuple):
+    """Real sentences to compare with, for n-grams and for likelihoods."""
+
+    sentences: Sequence[Sequence[Hashable]]  # of words, or of ids where there are no words
+    rows: Array  # [m, T] int32: those that fit the length, at most `num_heldout` of them
+    name: str  # what they are
+
+
+def references(config: Config, task: run.Task) -> References:
+    """The test split of the task if it has one, its held-out split otherwise."""
+    if task.test_sentences is not None:
+        return word_references(config, task.vocabulary, task.test_sentences, "the test split")
+    return row_references(config, task.vocabulary, np.asarray(task.heldout), "the held-out split")
+
+
+def word_references(
+    config: Config, vocabulary: data.Vocabulary, sentences: Sequence[Sequence[str]], name: str
+) -> References:
+    """References of any length, as words. Raises `DataError`, which names `name`, if none fits the length."""
+    fitting = [words for words in sentences if len(words) < config.length][: config.num_heldout]
+    if not fitting:
+        raise data.DataError(f"{name}: every sentence is longer than the run's {config.length - 1} words")
+    return References(sentences, jnp.array(data.encode_rows(fitting, vocabulary, config.length)), name)
+
+
+def row_references(config: Config, vocabulary: data.Vocabulary | None, rows: np.ndarray, name: str) -> References:
+    """References as rows of ids, `[n, T]`."""
+    return References(_real_sentences(vocabulary, rows), jnp.array(rows[: config.num_heldout]), name)
+
+
+def sweep(
+    config: Config,
+    task: run.Task,
+    models: dict[str, Params],
+    key: Key,
+    *,
+    num: int | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
+    compared: References | None = None,
+    rule: str = "method1",
+    sizes: language_model.Sizes | None = None,
+    schedule: language_model.Schedule | None = None,
+) -> Iterator[Row]:
+    """Scores real text, then every model at every temperature, a row at a time.
+
+    All draws are of `key` and the same for every row, so that rows differ by model and temperature alone; each
+    function compiles once for all rows.
+
+    Args:
+        models: parameters by name.
+        num: hypotheses a row. Default: the training sentences, at most 10,000. There are fewer real ones where there
+            are fewer training sentences, and no language model is trained on more than those.
+        compared: default `references(config, task)`.
+        sizes, schedule: of the language models.
+    Yields:
+        Dicts with the metrics above, `model`, `temperature` (None for real), `distinct` (share of hypotheses),
+        `hypotheses`, `references` (of BLEU), `nll_references` (of NLL_gen and reverse LM), `lm_sentences` (that each
+        language model was trained on), `lm_epoch` (that of the row's own which was best), `rule`.
+    Raises:
+        ConfigError for fewer than two hypotheses; DataError for fewer than two training sentences.
+    """
+    from leakgan_jax import metrics
+
+    num = min(len(task.train), MOST_SENTENCES) if num is None else num
+    if num < 2:
+        raise ConfigError(f"num is {num}; it must be at least 2, as self-BLEU compares samples with one another")
+    if len(task.train) < 2:
+        raise data.DataError("there is 1 training sentence; a sweep needs at least 2, to train a language model on")
+    config = dataclasses.replace(config, eval_samples=num)
+    compared = compared or references(config, task)
+    task = task._replace(heldout=compared.rows)
+    sizes, schedule = sizes or language_model.Sizes(config.vocab_size), schedule or language_model.Schedule()
+    sample_key, real_key, fit_key = jax.random.split(key, 3)
+    real = task.train[jax.random.permutation(real_key, len(task.train))[:num]]
+
+    def fit(tokens) -> language_model.Fitted:
+        return _fit(sizes, jnp.asarray(tokens[: len(real)]), jax.random.clone(fit_key), schedule)
+
+    def row(model: str, tokens: np.ndarray, sentences, fitted, scores: Row) -> Row:
+        # On the host while the device trains the language model.
+        bleu = metrics.bleu(sentences, compared.sentences, rule=rule)
+        own = metrics.self_bleu(sentences, rule=rule)
+        return {
+            "model": model,
+            "temperature": scores.get("temperature"),
+            "nll_oracle": scores["nll_oracle"],
+            "nll_gen": scores["nll_gen"],
+            "nll_div": scores["nll_div"],
+            "lm": float(_nll(sizes, judge.params, compared.rows if fitted is judge else jnp.asarray(tokens))),
+            "reverse_lm": float(_nll(sizes, fitted.params, compared.rows)),
+            **{name: value for name, value in {**bleu, **own}.items() if "bleu_" in name},
+            "distinct": len(np.unique(tokens, axis=0)) / len(tokens),
+            "hypotheses": len(tokens),
+            "references": len(compared.sentences),
+            "nll_references": len(compared.rows),
+            "lm_sentences": len(real),
+            "lm_epoch": int(fitted.epoch),
+            "rule": rule,
+        }
+
+    judge = fit(real)
+    scores = dict.fromkeys(("nll_oracle", "nll_gen", "nll_div"))
+    if task.oracle is not None:
+        own, held = (float(_oracle_nll(task.oracle, tokens)) for tokens in (real, compared.rows))
+        scores = {"nll_oracle": own, "nll_gen": held, "nll_div": own}
+    tokens = np.asarray(real)
+    yield row("real", tokens, _real_sentences(task.vocabulary, tokens), judge, scores)
+    for model, params in models.items():
+        for temperature in temperatures:
+            tokens, scores = run.evaluate(config, task, params, jax.random.clone(sample_key), temperature)
+            yield row(model, tokens, _sentences(task.vocabulary, tokens), fit(tokens), scores)
+
+
+def _fit_split(sizes: language_model.Sizes, tokens: Array, key: Key, schedule: language_model.Schedule):
+    """Trains on nine tenths of `tokens` and stops by the last tenth, so that no reference is seen."""
+    num_valid = max(1, len(tokens) // 10)
+    return language_model.fit(sizes, tokens[:-num_valid], tokens[-num_valid:], key, schedule)
+
+
+_fit = jax.jit(_fit_split, static_argnums=(0, 3))
+_nll = jax.jit(language_model.nll, static_argnums=0)
+_oracle_nll = jax.jit(oracle.nll)
+
+
+def _sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> list[list[Hashable]]:
+    """`[n, T]` ids as lists of words up to the end, or of the ids where there are no words."""
+    if vocabulary is None:
+        return rows.tolist()
+    sentences = []
+    for row in rows.tolist():
+        end = next((t for t, i in enumerate(row) if i in (data.END, len(vocabulary))), len(row))
+        sentences.append([vocabulary.words[i] for i in row[:end]])
+    return sentences
+
+
+def _real_sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> list[list[Hashable]]:
+    """The same of real text, in which each unknown word is a word of its own: it is not known to match another."""
+    unknown = "" if vocabulary is None else vocabulary.words[data.UNK]
+    return [[object() if word == unknown else word for word in row] for row in _sentences(vocabulary, rows)]
