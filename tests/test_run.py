@@ -27,7 +27,7 @@ TINY = (
     "--worker-hidden 7 --manager-hidden 5 --goal-dim 3 --completions 2 --pretrain-rounds 2 --pretrain-draws 1 "
     "--mle-epochs 2 --adversarial-iterations 4 --adversarial-draws 1 --interleave-every 3 --eval-every 2"
 ).split()
-TEXT = [*TINY[2:], "--min-count", "2", "--lowercase"]  # all but the vocabulary size
+TEXT = [*TINY[2:], "--min-count", "2", "--lowercase", "--tokenizer", "whitespace"]  # all but the vocabulary size
 pytestmark = pytest.mark.usefixtures("fast_compile")
 CORPUS = "A man rides a horse\nthe dog sleeps\na dog rides the man\nthe horse sleeps on a man\n" * 30
 

@@ -1,12 +1,9 @@
 """Sweeps: their rows against what the parts say one by one, and `leakgan evaluate --sweep` with all kinds of input."""
 
-import collections
 import dataclasses
 import json
 import math
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import jax
@@ -14,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import leakgan_jax
-from leakgan_jax import cli, data, oracle, report, run, sweep
+from leakgan_jax import cli, data, metrics, oracle, report, rollout, run, sweep
 from leakgan_jax.checkpoint import Checkpoints
 from leakgan_jax.config import ConfigError
+from leakgan_jax.models import language_model
 from leakgan_jax.models.language_model import Schedule, Sizes
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -36,44 +33,16 @@ METRICS = {"nll_oracle", "nll_gen", "nll_div", "lm", "reverse_lm", "distinct"} |
 COUNTS = {"model", "temperature", "hypotheses", "references", "nll_references", "lm_sentences", "lm_epoch", "rule"}
 
 
-def stand_in():
-    """Slow n-gram precisions in place of BLEU, which has tests of its own: alike in arguments, results and order."""
-
-    def grams(sentence, n):
-        return [tuple(sentence[i : i + n]) for i in range(len(sentence) - n + 1)]
-
-    def precision(sentences, known, n):
-        found = [gram in known(i) for i, sentence in enumerate(sentences) for gram in grams(sentence, n)]
-        return sum(found) / max(1, len(found))
-
-    def bleu(hypotheses, references, max_order=5, rule="method1"):
-        sets = {n: {g for sentence in references for g in grams(sentence, n)} for n in range(2, max_order + 1)}
-        scores = {f"bleu_{n}": precision(hypotheses, lambda _, n=n: sets[n], n) for n in sets}
-        return {**scores, "hypotheses": len(hypotheses), "references": len(references), "rule": rule}
-
-    def self_bleu(sentences, max_order=5, rule="method1"):
-        scores = {}
-        for n in range(2, max_order + 1):
-            counts = collections.Counter(g for sentence in sentences for g in set(grams(sentence, n)))
-            several = {g for g, count in counts.items() if count > 1}
-            scores[f"self_bleu_{n}"] = precision(sentences, lambda _, several=several: several, n)
-        return {**scores, "sentences": len(sentences), "rule": rule}
-
-    return types.SimpleNamespace(bleu=bleu, self_bleu=self_bleu)
-
-
 @pytest.fixture(autouse=True)
 def seen(monkeypatch):
-    """The stand-in, in place; and the sentences it was given, in the order of the rows."""
-    module, seen = stand_in(), []
+    """The sentences that BLEU was given, in the order of the rows."""
+    bleu, seen = metrics.bleu, []
 
-    def bleu(hypotheses, references, **options):
+    def watched(hypotheses, references, **options):
         seen.append((hypotheses, references))
-        return stand_in().bleu(hypotheses, references, **options)
+        return bleu(hypotheses, references, **options)
 
-    module.bleu = bleu
-    monkeypatch.setitem(sys.modules, "leakgan_jax.metrics", module)
-    monkeypatch.setattr(leakgan_jax, "metrics", module, raising=False)
+    monkeypatch.setattr(metrics, "bleu", watched)
     return seen
 
 
@@ -116,7 +85,7 @@ def test_a_row_for_real_text_and_each_model_and_temperature(synthetic):
 
 def test_scores_are_of_the_sentences_that_were_compared(synthetic, seen):
     config, task, models = synthetic
-    log_probs = jax.jit(leakgan_jax.rollout.log_probs, static_argnums=0)
+    log_probs = jax.jit(rollout.log_probs, static_argnums=0)
     rows = rows_of(synthetic, num=20)
     train, heldout = (set(map(tuple, np.asarray(x).tolist())) for x in (task.train, task.heldout))
     real, *_ = (set(map(tuple, hypotheses)) for hypotheses, _ in seen)
@@ -136,12 +105,12 @@ def test_scores_are_of_the_sentences_that_were_compared(synthetic, seen):
 def test_lm_judges_samples_and_reverse_lm_is_judged_by_the_references(synthetic, seen):
     _, task, _ = synthetic
     rows = rows_of(synthetic)
-    nll = jax.jit(leakgan_jax.language_model.nll, static_argnums=0)
+    nll = jax.jit(language_model.nll, static_argnums=0)
 
     @jax.jit
     def fit(tokens):
         key = jax.random.split(jax.random.key(0), 3)[2]  # the third of a sweep's
-        return leakgan_jax.language_model.fit(SIZES, tokens[:-2], tokens[-2:], key, SCHEDULE).params
+        return language_model.fit(SIZES, tokens[:-2], tokens[-2:], key, SCHEDULE).params
 
     hypotheses = [jnp.asarray(sentences, jnp.int32) for sentences, _ in seen]
     judge = fit(hypotheses[0])
