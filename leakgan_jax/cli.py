@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -210,8 +209,8 @@ def _train(argv: list[str]) -> int:
         config = dataclasses.replace(config, oracle_file=os.path.abspath(config.oracle_file))
     for place in ("manual_dir", "data_dir"):
         if getattr(arguments, place) is not None and not config.dataset:
-            right = "not given without a dataset, as of preset coco or --dataset"
-            raise ConfigError(f"{place} is {getattr(arguments, place)}; it must be {right}")
+            option = "--" + place.replace("_", "-")
+            raise ConfigError(f"{option} {getattr(arguments, place)}: leave it out; only a --dataset has one")
 
     from leakgan_jax import run
     from leakgan_jax.display import Display
@@ -307,8 +306,10 @@ def _evaluate(argv: list[str]) -> int:
     else:
         _, task = run.open_task(arguments.run)
     if arguments.references is not None:
-        task = task._replace(heldout=jnp.array(run.read_heldout(config, vocabulary, arguments.references)))
+        rows = run.read_heldout(config, vocabulary, arguments.references, _complain)
+        task = task._replace(heldout=jnp.array(rows))
     _, scores = run.evaluate(config, task, params, jax.random.key(arguments.seed), temperature)
+    scores["num_references"] = len(task.heldout)
     if arguments.json:
         print(json.dumps(scores))
         return 0
@@ -441,13 +442,13 @@ def _sweep(arguments: Evaluate) -> int:
     config, _, _ = run.open_run(out)
     if not os.access(out, os.W_OK):  # now rather than after minutes of scoring
         raise run.RunError(f"{out}: cannot be written, and the sweep's table and pictures go there")
-    models = run.load_models(out, config, functools.partial(print, "leakgan:", file=sys.stderr))
+    models = run.load_models(out, config, _complain)
     config, task = run.open_task(out)
     if arguments.references is None:
         compared = sweep.references(config, task)
     elif task.vocabulary is None:
-        rows = run.read_heldout(config, None, arguments.references)
-        compared = sweep.row_references(config, None, rows, str(arguments.references))
+        rows = run.read_heldout(config, None, arguments.references, _complain)
+        compared = sweep.row_references(config, rows, str(arguments.references))
     else:
         words = data.read_sentences(arguments.references, config.lowercase, config.tokenizer)
         compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references))
@@ -465,6 +466,7 @@ def _sweep(arguments: Evaluate) -> int:
         "rows": rows,
     }
     data.write(out / "sweep.json", json.dumps(result, indent=1) + "\n")
+    data.write(out / "sweep.md", report.sweep_report(result) + "\n")
     pictures = report.draw_sweep(out, rows)
     if arguments.json:
         print(json.dumps(result))
@@ -488,6 +490,10 @@ def _presets(argv: list[str]) -> int:
     return 0
 
 
+def _complain(text: str) -> None:
+    print("leakgan:", text, file=sys.stderr)
+
+
 def _load(arguments: Sample | Evaluate | Inspect):
     """Config, vocabulary (of text runs) and parameters of the run and checkpoint that are asked for."""
     from leakgan_jax import data, run
@@ -496,8 +502,7 @@ def _load(arguments: Sample | Evaluate | Inspect):
     vocabulary = data.Vocabulary.load(arguments.run / "vocabulary.json") if config.is_text else None
     if vocabulary is not None and len(vocabulary) != config.vocab_size:
         raise run.RunError(f"{arguments.run}: vocabulary.json has {len(vocabulary)} words, the run {config.vocab_size}")
-    skip = functools.partial(print, "leakgan:", file=sys.stderr)
-    params = run.load_params(arguments.run, config, arguments.checkpoint, on_skip=skip)
+    params = run.load_params(arguments.run, config, arguments.checkpoint, on_skip=_complain)
     return config, vocabulary, params
 
 
@@ -558,7 +563,7 @@ def _unframed(message: str) -> str:
     text = " ".join(line for line in lines if line.strip("- ") not in titles)
     for rest in (" For full helptext", " Argument helptext", " Subcommands"):
         text = text.split(rest)[0]
-    return text.removeprefix("Error parsing config: ")
+    return text.removeprefix("Error parsing config: ").removeprefix("Invalid choice ")
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -340,9 +340,20 @@ _BUILDERS: dict[str, type[_Lines]] = {
 }
 
 
+def place(data_dir: PathLike | None) -> Path:
+    """Where prepared datasets are kept: `data_dir`, or the usual place of tensorflow_datasets."""
+    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+
+
+def is_prepared(dataset: str, data_dir: PathLike | None = None) -> bool:
+    """Whether a dataset, by its full name, can be read without its files."""
+    name, _, variant = dataset.partition("/")
+    return _folder(name, variant, data_dir).exists()
+
+
 def _folder(name: str, variant: str, data_dir: PathLike | None) -> Path:
     """Where a dataset is, once it is prepared."""
-    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name / variant / str(_BUILDERS[name].VERSION)
+    return place(data_dir) / name / variant / str(_BUILDERS[name].VERSION)
 
 
 def _builder(name: str, variant: str, data_dir: PathLike | None) -> _Lines:

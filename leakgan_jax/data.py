@@ -24,6 +24,7 @@ from leakgan_jax.config import Config, Tokenizer
 
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
+MAX_TEXT = 500_000_000  # characters of a file; as words and counted n-grams they take about 30 times that in bytes
 
 PARTIAL = ".partial"  # ends the names of files that are being written
 
@@ -52,14 +53,23 @@ class Vocabulary:
         """The id of each word, UNK for those not known. Adds no END."""
         return [self._ids.get(word, UNK) for word in words]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The words of `ids`, `[T]` int, up to the first END or PAD, with spaces between."""
+    def unknown(self, sentences: Iterable[Sequence[str]]) -> float:
+        """The share of the words of `sentences` that are not known."""
+        known = [word in self._ids for words in sentences for word in words]
+        return 1 - sum(known) / max(1, len(known))
+
+    def words_of(self, ids: Iterable[int]) -> list[str]:
+        """The words of `ids`, `[T]` int, up to the first END or PAD."""
         words = []
         for i in np.asarray(ids).tolist():
             if i in (END, len(self)):
                 break
             words.append(self.words[i])
-        return " ".join(words)
+        return words
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The same with spaces between."""
+        return " ".join(self.words_of(ids))
 
     def save(self, path: PathLike) -> None:
         """Writes JSON for `load`. Whoever reads `path` sees the old file or the new one, never half of one."""
@@ -133,9 +143,11 @@ def load_corpus(
         "heldout_sentences": len(corpus.heldout),
         "dropped_as_too_long": corpus.dropped,
         "heldout_also_in_train": corpus.duplicates,
+        "heldout_unknown_words": corpus.vocabulary.unknown(corpus.heldout_sentences),
     }
     if test is not None:
         counts |= {"test_sentences": len(test), "test_also_in_train": corpus.test_duplicates}
+        counts["test_unknown_words"] = corpus.vocabulary.unknown(test)
     return corpus._replace(source=source | counts)
 
 
@@ -145,9 +157,9 @@ def read_lines(path: PathLike) -> Iterator[str]:
     Any of the usual line ends will do, and a byte order mark is ignored.
     Raises:
         DataError, as the lines are read, if the file is missing, unreadable, without words, not UTF-8, binary, or
-        has a line longer than `MAX_LINE`.
+        has a line longer than `MAX_LINE` or more than `MAX_TEXT` characters.
     """
-    empty = True
+    empty, total = True, 0
     # With surrogateescape a byte that is not UTF-8 arrives in its place as a lone surrogate, which real UTF-8
     # never holds, so the message can point at it.
     with _opened(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -158,6 +170,9 @@ def read_lines(path: PathLike) -> Iterator[str]:
                 raise DataError(f"{path}, line {number}: {_describe(bad)}")
             if len(line) > MAX_LINE:
                 raise DataError(f"{path}, line {number}: over {MAX_LINE:,} characters; put one sentence on a line")
+            total += len(line)
+            if total > MAX_TEXT:
+                raise DataError(f"{path}: over {MAX_TEXT:,} characters; give a part of it")
             if line.strip():
                 empty = False
                 yield line

@@ -82,11 +82,17 @@ def describe(config: Config, source: dict[str, Any]) -> str:
     """What text a run has, by `Task.source`: the counts of its splits and of what they share."""
     text = (
         f"{config.corpus or config.dataset}: {source['train_sentences']:,} sentences to train on, "
-        f"{source['heldout_sentences']:,} held out ({source['heldout_also_in_train']:,} also in training)"
+        f"{source['heldout_sentences']:,} held out ({_facts(source, 'heldout')})"
     )
     if "test_sentences" in source:
-        text += f", {source['test_sentences']:,} to test ({source['test_also_in_train']:,} also in training)"
+        text += f", {source['test_sentences']:,} to test ({_facts(source, 'test')})"
     return text
+
+
+def _facts(source: dict[str, Any], split: str) -> str:
+    unknown = source.get(f"{split}_unknown_words")  # the first runs have none
+    also = f"{source[f'{split}_also_in_train']:,} also in training"
+    return also if unknown is None else f"{also}, {unknown:.1%} of the words unknown to it"
 
 
 def track(rows: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,6 @@
 Both follow the same few generated sentences, `m` of them. Source: Guo et al. 2018, arXiv:1709.08624, Figures 4 and 5.
 """
 
-import io
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from leakgan_jax import data, inspection
+from leakgan_jax import inspection
 from leakgan_jax.config import Config
+from leakgan_jax.report import pyplot, save
 from leakgan_jax.run import Task
 from leakgan_jax.types import Array, Params
 
@@ -113,7 +113,7 @@ def draw_features(
     Args:
         view: as NumPy arrays; sentences: `m` lists of ids, without padding; labels: words of ids.
     """
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.collections import LineCollection
 
     longest = max(map(len, sentences))
@@ -149,7 +149,7 @@ def draw_features(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _save(plt, figure, path)
+    save(figure, path)
 
 
 def draw_interaction(path: Path, products: np.ndarray, sentences: Sequence[Sequence[int]], labels: Labels) -> None:
@@ -158,7 +158,7 @@ def draw_interaction(path: Path, products: np.ndarray, sentences: Sequence[Seque
     Args:
         products: `[m, T, k]` as `inspection.interaction` gives them; sentences, labels: as of `draw_features`.
     """
-    plt = _pyplot()
+    plt = pyplot()
     shown = [ids[:_MAX_TOKENS] for ids in sentences]
     dims, across = products.shape[-1], math.isqrt(len(shown) - 1) + 1
     down, tallest = -(-len(shown) // across), max(map(len, shown))
@@ -189,7 +189,7 @@ def draw_interaction(path: Path, products: np.ndarray, sentences: Sequence[Seque
         axes.set_title("logit", fontsize=7, loc="right", color="0.35")
     figure.suptitle("What each dimension of the goal embedding adds to the logit of each token", fontsize=10)
     figure.colorbar(image, ax=grid, label="Worker output times goal embedding", aspect=40, shrink=0.9)
-    _save(plt, figure, path)
+    save(figure, path)
 
 
 def _cloud(task: Task) -> Array:
@@ -199,19 +199,3 @@ def _cloud(task: Task) -> Array:
 
 def _shortened(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(plt, figure, path: Path) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    plt.close(figure)
-    data.write(path, picture.getvalue())

@@ -14,7 +14,7 @@ _REAL, _ORACLE, _GEN = "#2f7d4f", "#1f5fa8", "#c2571a"
 
 def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nll: float | None) -> None:
     """NLL_oracle and NLL_gen over all phases, the floor that real text sets, and the phase boundary."""
-    plt = _pyplot()
+    plt = pyplot()
     scored = [line for line in lines if "nll_gen" in line]
     pretrain_end = config.pretrain_rounds * config.mle_epochs
     at = [line["step"] + (pretrain_end if line["phase"] == "adversarial" else 0) for line in scored]
@@ -38,7 +38,7 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
     axes.grid(alpha=0.25)
     if scored:
         axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def table(rows: dict[str, list[dict[str, Any]]], real_nll: float | None) -> str:
@@ -180,7 +180,7 @@ def _draw_plane(path: Path, rows: list[dict[str, Any]], x: _Axis, y: _Axis, titl
     """Each model a curve over its temperatures in the plane of two measures, of both of which less is better."""
     from matplotlib import patheffects
 
-    figure, axes = _pyplot().subplots(figsize=(7.5, 5.5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(7.5, 5.5), layout="constrained")
     points: dict[str, list[tuple]] = {}
     for row in rows:
         points.setdefault(row["model"], []).append((x[1](row), y[1](row), row["temperature"]))
@@ -218,10 +218,11 @@ def _draw_plane(path: Path, rows: list[dict[str, Any]], x: _Axis, y: _Axis, titl
     axes.set_title(f"{title}\nnumbers at the points: temperature; lower left is better", fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot():
+def pyplot():
+    """`matplotlib.pyplot`, for files: no screen is needed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,8 +231,9 @@ def _pyplot():
     return pyplot
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes a figure as PNG and closes it."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     data.write(path, picture.getvalue())

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import platform
 import signal
 import time
@@ -247,7 +246,14 @@ def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
 def open_task(out: Path) -> tuple[Config, Task]:
     """The data of the run in `out`, made or read again. Raises RunError if it has changed since."""
     config, seed, record = open_run(out)
-    config, task = load_task(config, seed, data_dir=record["data_dir"] or None)
+    place = record["data_dir"] or None
+    if config.dataset:
+        from leakgan_jax import corpora
+
+        if not corpora.is_prepared(config.dataset, place):
+            where = f"{config.dataset} is not prepared in {corpora.place(place)}"
+            raise RunError(f"{out}: {where}; put it back, or resume the run with its new --data-dir")
+    config, task = load_task(config, seed, data_dir=place)
     if task.source != record["data"]:
         raise RunError(f"{out}: its data has changed since it was trained; restore it")
     return config, task
@@ -278,13 +284,23 @@ def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> di
     return models | {"LeakGAN" if adversarial else "MLE, last epoch": newest.state.params}
 
 
-def read_heldout(config: Config, vocabulary: data.Vocabulary | None, path: Path) -> np.ndarray:
-    """Sentences to score: words where the run has a vocabulary, ids otherwise; `[n, T]` int32."""
+def read_heldout(
+    config: Config, vocabulary: data.Vocabulary | None, path: Path, on_doubt: Callable[[str], None]
+) -> np.ndarray:
+    """Sentences to score: words where the run has a vocabulary, ids otherwise; `[n, T]` int32.
+
+    `on_doubt` is told, in a line, of sentences left out as too long and of words that are mostly unknown.
+    """
     sentences = data.read_sentences(path, config.lowercase, config.tokenizer)
     if vocabulary is not None:
         kept = [words for words in sentences if len(words) < config.length]
         if not kept:
             raise data.DataError(f"{path}: every sentence is longer than the run's {config.length - 1} words")
+        if out := len(sentences) - len(kept):
+            on_doubt(f"note: {out:,} of {len(sentences):,} sentences of {path} are longer than the run's and left out")
+        types = {word for words in kept for word in words}
+        if (unknown := vocabulary.unknown([types])) > 0.5:
+            on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {path}; see its tokens")
         return data.encode_rows(kept, vocabulary, config.length)
     try:
         rows = np.array([[int(word) for word in words] for words in sentences], np.int32)
@@ -418,6 +434,11 @@ def _open_directory(
     config: Config, seed: int, task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
 ) -> None:
     """Writes `config.json` in a new directory, or checks that the run in an old one is this one."""
+    place = ""
+    if config.dataset:
+        from leakgan_jax import corpora
+
+        place = str(corpora.place(data_dir))
     if resume:
         saved, saved_seed, record = open_run(out)
         changed = differences(saved, config)
@@ -427,6 +448,8 @@ def _open_directory(
         changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
         if changed:
             raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
+        if place != record["data_dir"]:  # moved
+            write(out / "config.json", json.dumps({**record, "data_dir": place}, indent=2) + "\n")
         return
     try:
         # A run killed before its config.json was whole left nothing that matters.
@@ -442,7 +465,7 @@ def _open_directory(
         "config": config.to_json(),
         "seed": seed,
         "data": task.source,
-        "data_dir": "" if data_dir is None else os.path.abspath(data_dir),
+        "data_dir": place,
         "command": command,
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,

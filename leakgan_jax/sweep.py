@@ -49,22 +49,25 @@ def references(config: Config, task: run.Task) -> References:
     """The test split of the task if it has one, its held-out split otherwise."""
     if task.test_sentences is not None:
         return word_references(config, task.vocabulary, task.test_sentences, "the test split")
-    return row_references(config, task.vocabulary, np.asarray(task.heldout), "the held-out split")
+    if task.vocabulary is not None:
+        return word_references(config, task.vocabulary, task.heldout_sentences, "the held-out split")
+    return row_references(config, np.asarray(task.heldout), "the held-out split")
 
 
 def word_references(
     config: Config, vocabulary: data.Vocabulary, sentences: Sequence[Sequence[str]], name: str
 ) -> References:
     """References of any length, as words. Raises `DataError`, which names `name`, if none fits the length."""
-    fitting = [words for words in sentences if len(words) < config.length][: config.num_heldout]
+    fitting = [words for words in sentences if len(words) < config.length]
     if not fitting:
         raise data.DataError(f"{name}: every sentence is longer than the run's {config.length - 1} words")
-    return References(sentences, jnp.array(data.encode_rows(fitting, vocabulary, config.length)), name)
+    rows = data.encode_rows(fitting, vocabulary, config.length)
+    return References(sentences, jnp.array(_spread(rows, config.num_heldout)), name)
 
 
-def row_references(config: Config, vocabulary: data.Vocabulary | None, rows: np.ndarray, name: str) -> References:
-    """References as rows of ids, `[n, T]`."""
-    return References(_real_sentences(vocabulary, rows), jnp.array(rows[: config.num_heldout]), name)
+def row_references(config: Config, rows: np.ndarray, name: str) -> References:
+    """References as rows of ids, `[n, T]`, where there are no words."""
+    return References(rows.tolist(), jnp.array(_spread(rows, config.num_heldout)), name)
 
 
 def sweep(
@@ -110,7 +113,8 @@ def sweep(
     task = task._replace(heldout=compared.rows)
     sizes, schedule = sizes or language_model.Sizes(config.vocab_size), schedule or language_model.Schedule()
     sample_key, real_key, fit_key = jax.random.split(key, 3)
-    real = task.train[jax.random.permutation(real_key, len(task.train))[:num]]
+    chosen = np.asarray(jax.random.permutation(real_key, len(task.train))[:num])
+    real = task.train[chosen]
 
     def fit(tokens) -> language_model.Fitted:
         return _fit(sizes, jnp.asarray(tokens[: len(real)]), jax.random.clone(fit_key), schedule)
@@ -143,7 +147,9 @@ def sweep(
         own, held = (float(_oracle_nll(task.oracle, tokens)) for tokens in (real, compared.rows))
         scores = {"nll_oracle": own, "nll_gen": held, "nll_div": own}
     tokens = np.asarray(real)
-    yield row("real", tokens, _real_sentences(task.vocabulary, tokens), judge, scores)
+    # Of text, its own words: rare ones are one and the same <unk> to the models.
+    words = tokens.tolist() if task.vocabulary is None else [task.train_sentences[i] for i in chosen]
+    yield row("real", tokens, words, judge, scores)
     for model, params in models.items():
         for temperature in temperatures:
             tokens, scores = run.evaluate(config, task, params, jax.random.clone(sample_key), temperature)
@@ -165,14 +171,9 @@ def _sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> list[lis
     """`[n, T]` ids as lists of words up to the end, or of the ids where there are no words."""
     if vocabulary is None:
         return rows.tolist()
-    sentences = []
-    for row in rows.tolist():
-        end = next((t for t, i in enumerate(row) if i in (data.END, len(vocabulary))), len(row))
-        sentences.append([vocabulary.words[i] for i in row[:end]])
-    return sentences
+    return [vocabulary.words_of(row) for row in rows]
 
 
-def _real_sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> list[list[Hashable]]:
-    """The same of real text, in which each unknown word is a word of its own: it is not known to match another."""
-    unknown = "" if vocabulary is None else vocabulary.words[data.UNK]
-    return [[object() if word == unknown else word for word in row] for row in _sentences(vocabulary, rows)]
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` rows, from all parts, as a file may be in order."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]

@@ -368,7 +368,8 @@ def test_captions_from_files_to_samples(patched, tmp_path, monkeypatch, capsys, 
     place = ["--data-dir", tmp_path / "tfds"]
     assert leakgan("train", "coco", "--out", out, "--manual-dir", folder, *place, *TINY) == 0
     shown = capsys.readouterr().err
-    assert "coco_image_captions: 82 sentences to train on, 8 held out (8 also in training), 3 to test (1 also" in shown
+    assert "coco_image_captions: 82 sentences to train on, 8 held out (8 also in training, 0.0% of the words" in shown
+    assert "3 to test (1 also in training" in shown
     assert "test" in (out / "report.md").read_text()
     words = {word for line in CAPTIONS for word in data.tokenize(line, "nltk", False)}
     assert "n't" in words
@@ -390,9 +391,15 @@ def test_captions_from_files_to_samples(patched, tmp_path, monkeypatch, capsys, 
     readable = capsys.readouterr().out.splitlines()
     assert readable == [data.detokenize(line.split(), "nltk") for line in plain] != plain
 
-    shutil.rmtree(tmp_path / "tfds")
+    assert record["data_dir"] == str(tmp_path / "tfds")
+    shutil.move(tmp_path / "tfds", tmp_path / "moved")
+    capsys.readouterr()
+    assert leakgan("evaluate", out) == 2
+    assert "put it back, or resume the run with its new --data-dir" in capsys.readouterr().err
     assert leakgan("train", "--out", out, "--resume") == 2
     assert "image_coco.txt is not in --manual-dir DIR" in capsys.readouterr().err
+    assert leakgan("train", "--out", out, "--resume", "--data-dir", tmp_path / "moved") == 0
+    assert leakgan("evaluate", out) == 0
 
 
 def test_what_the_task_holds_as_words(patched, tmp_path, monkeypatch):
@@ -408,6 +415,10 @@ def test_what_the_task_holds_as_words(patched, tmp_path, monkeypatch):
     assert task.test_sentences == [data.tokenize(line, "nltk", False) for line in CAPTIONS_TEST]
     assert max(map(len, task.test_sentences)) > config.length
     assert task.source["test_also_in_train"] == 1
+    known = {word for words in task.train_sentences for word in words}
+    in_test = [word in known for words in task.test_sentences for word in words]
+    assert task.source["test_unknown_words"] == pytest.approx(1 - np.mean(in_test)) and not all(in_test)
+    assert f"{1 - np.mean(in_test):.1%} of the words unknown to it)" in display.describe(config, task.source)
 
     corpus = write(tmp_path / "corpus.txt", CAPTIONS)
     config, task = run.load_task(preset("coco", corpus=str(corpus), **small), 0)

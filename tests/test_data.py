@@ -405,3 +405,10 @@ def test_real_news_and_poems_fit_their_presets(name, file, types, longest):
     sentences = data.read_sentences(SHARED / file, config.lowercase, config.tokenizer)
     assert len({word for words in sentences for word in words}) == types
     assert max(map(len, sentences)) == longest < config.length
+
+
+def test_a_file_too_large_for_memory_is_refused_as_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_TEXT", 10)
+    assert len(data.read_sentences(write(tmp_path, "a b c\nd e f\n"), False)) == 2
+    with pytest.raises(data.DataError, match="over 10 characters; give a part of it"):
+        data.read_sentences(write(tmp_path, "a b c\nd e f\ng\n"), False)

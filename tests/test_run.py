@@ -302,6 +302,18 @@ def test_sample_prints_json_lines_with_log_probabilities(kind, finished, text_ru
         np.testing.assert_allclose(line["log_prob"], scores.sum(), atol=1e-5)
 
 
+def test_evaluate_says_what_it_left_out_and_does_not_know(text_run, tmp_path, capsys):
+    references = tmp_path / "references.txt"
+    references.write_text("a dog rides the man\n" * 3 + "the man " * 9 + "\n")
+    assert leakgan("evaluate", text_run, "--references", references, "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_references"] == 3
+    assert "note: 1 of 4 sentences" in printed.err and "warning" not in printed.err
+    references.write_text("une phrase que personne ici ne sait\n" * 3)
+    assert leakgan("evaluate", text_run, "--references", references) == 0
+    assert "warning: the run knows only 0% of the different words" in capsys.readouterr().err
+
+
 def test_evaluate_prints_one_json_object(finished, capsys):
     assert leakgan("evaluate", finished, "--json") == 0
     scores = json.loads(capsys.readouterr().out)

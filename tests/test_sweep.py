@@ -245,6 +245,7 @@ def test_a_sweep_writes_its_table_and_pictures(copy, short, capsys):
     printed = capsys.readouterr()
     result = json.loads(printed.out)  # one object and nothing else
     assert result == json.loads((copy / "sweep.json").read_text())
+    assert "| real |" in (copy / "sweep.md").read_text()
     rows = result["rows"]
     assert [(row["model"], row["temperature"]) for row in rows] == [
         ("real", None), ("MLE, best NLL_gen", 0.5), ("MLE, best NLL_gen", 1.0), ("LeakGAN", 0.5), ("LeakGAN", 1.0)
