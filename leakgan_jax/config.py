@@ -277,8 +277,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_heldout": 1_000,
         "filter_windows": (1, 2, 3, 4, 5, 8, 12, 16),
         "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
-        # With a wider one the intrinsic reward of an early token is as often against the oracle as for it.
-        "discriminator_embedding": 16,
+        "discriminator_embedding": 32,
         "discriminator_l2": 1e-3,
         "generator_lr": 3e-3,
         "adversarial_lr": 5e-4,
