@@ -387,7 +387,7 @@ BAD = {
     "a missing corpus": (["train", "coco", "--out", "OUT", "--corpus", "nowhere.txt"], "nowhere.txt"),
     "a missing folder of files": (["train", "coco", "--out", "OUT", "--manual-dir", "nowhere"], "nowhere"),
     "files and no dataset": (["train", "--out", "OUT", "--manual-dir", "."], "--dataset"),
-    "files and a corpus": (["train", "coco", "--out", "OUT", "--corpus", "a.txt", "--manual-dir", "."], "manual_dir"),
+    "files and a corpus": (["train", "coco", "--out", "OUT", "--corpus", "a.txt", "--manual-dir", "."], "--manual-dir"),
     "a dataset and a corpus": (["train", "--out", "OUT", "--corpus", "a.txt", "--dataset", "text_lines"], "dataset"),
     "an unknown dataset": (["train", "--out", "OUT", "--dataset", "coco"], "coco_image_captions"),
     "words of a run without": (["sample", "FINISHED", "--num", "3", "--detokenize"], "no words"),

@@ -61,7 +61,11 @@ def text(tiny_config, tiny_state, sentences):
     config = tiny_config(end=True)
     words = data.Vocabulary(("<unk>", "<end>", "a", "man", "rides", "the", "horse"))
     rows = jnp.asarray(sentences(config, True, num=50))
-    task = run.Task(rows[:30], rows[30:], None, words, {})
+    # Every unknown word is another one in the text itself.
+    text = [words.words_of(row) for row in rows]
+    text = [[f"rare{i}.{j}" if w == "<unk>" else w for j, w in enumerate(ws)] for i, ws in enumerate(text)]
+    kept = {"train_sentences": text[:30], "heldout_sentences": text[30:]}
+    task = run.Task(rows[:30], rows[30:], None, words, {}, **kept)
     return config, task, {"one": tiny_state(config).params}
 
 
@@ -146,16 +150,14 @@ def test_the_default_temperatures_and_number(synthetic, monkeypatch):
     assert [row["hypotheses"] for row in rows] == [40, 50, 50] and {row["lm_sentences"] for row in rows} == {40}
 
 
-def test_words_end_at_the_end_and_unknown_ones_match_nothing(text, seen):
+def test_words_end_at_the_end_and_real_text_is_its_own_words(text, seen):
     config, task, _ = text
     rows = rows_of(text)
     assert [row["nll_oracle"] for row in rows] == [None] * 4
     real, references = seen[0]
-    plain = [[word if isinstance(word, str) else "<unk>" for word in words] for words in references]
-    assert [" ".join(words) for words in plain] == [task.vocabulary.decode(row) for row in np.asarray(task.heldout)]
-    assert sum("<unk>" in words for words in plain) > 0  # the case has some
-    unknown = [word for words in (*real, *references) for word in words if not isinstance(word, str)]
-    assert len(set(unknown)) == len(unknown) > 1
+    assert references == task.heldout_sentences
+    assert all(words in task.train_sentences for words in real) and len(real) == 24
+    assert any(word.startswith("rare") for words in real for word in words)  # the case has some
     sampled = {word for hypotheses, _ in seen[1:] for words in hypotheses for word in words}
     assert sampled <= set(task.vocabulary.words) - {"<end>"}
 
@@ -165,10 +167,7 @@ def test_the_test_split_is_what_text_is_compared_with(text, seen):
     long = ["a", "man"] * config.length
     test = [["a", "man"], ["the", "zebra", "rides"], long]
 
-    class WithTest(type(task)):  # a field of tasks that have one
-        test_sentences = test
-
-    rows = rows_of((config, WithTest(*task), models), temperatures=(1.0,))
+    rows = rows_of((config, task._replace(test_sentences=test), models), temperatures=(1.0,))
     assert seen[0][1] == test
     assert rows[0]["references"] == 3 and rows[0]["nll_references"] == 2
     compared = sweep.word_references(config, task.vocabulary, test, "test")
