@@ -87,7 +87,7 @@ class Evaluate:
     """Scores a trained run, in nats per token: NLL_oracle and NLL_div of new samples, NLL_gen of real sentences.
 
     With --sweep, samples the run's best MLE model and its newest at nine temperatures and scores all, and real text,
-    by NLL, BLEU and self-BLEU, LM and reverse LM; writes sweep.json and three pictures to the run's directory.
+    by NLL, BLEU and self-BLEU, LM and reverse LM; writes sweep.md, sweep.json and three pictures to DIR.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -345,7 +345,7 @@ def _metrics(argv: list[str]) -> int:
     }
     del scores["sentences"]  # the hypotheses again
     for note in _doubts(hypotheses, references, scores, arguments):
-        print(f"leakgan: {note}", file=sys.stderr)
+        _complain(note)
     print(json.dumps(scores) if arguments.json else _metrics_table(scores, arguments))
     return 0
 

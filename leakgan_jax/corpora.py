@@ -359,7 +359,7 @@ def _folder(name: str, variant: str, data_dir: PathLike | None) -> Path:
 def _builder(name: str, variant: str, data_dir: PathLike | None) -> _Lines:
     config = tfds.core.BuilderConfig(name=variant) if name == TextLines.name else variant or None
     # The one format that works without TensorFlow and keeps every row.
-    return _BUILDERS[name](data_dir=data_dir, config=config, file_format="array_record")
+    return _BUILDERS[name](data_dir=place(data_dir), config=config, file_format="array_record")
 
 
 def _prepare(name: str, variant: str, manual_dir: PathLike | None, data_dir: PathLike | None) -> None:

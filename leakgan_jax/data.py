@@ -24,7 +24,7 @@ from leakgan_jax.config import Config, Tokenizer
 
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
-MAX_TEXT = 500_000_000  # characters of a file; as words and counted n-grams they take about 30 times that in bytes
+MAX_TEXT = 500_000_000  # characters of a file; as words and counted n-grams they take many times that in bytes
 
 PARTIAL = ".partial"  # ends the names of files that are being written
 
