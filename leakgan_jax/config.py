@@ -193,6 +193,11 @@ class Config:
         return self.vocab_size
 
     @property
+    def unk_id(self) -> int | None:
+        """The word of text that the vocabulary does not know."""
+        return 0 if self.is_text else None
+
+    @property
     def end_id(self) -> int | None:
         """The end-of-sentence token of text; sentences of the synthetic task have no end but their length."""
         return 1 if self.is_text else None

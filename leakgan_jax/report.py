@@ -88,9 +88,10 @@ def write_report(
         "# LeakGAN run\n",
         table(rows, real_nll),
         "NLL is in nats per token. NLL_oracle is of the samples under the oracle (lower is better, and a model that "
-        "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, NLL_div "
-        "of its own samples. Every number of a row is at the row's temperature. Both MLE models are of this same run: "
-        "the scored epoch with the lowest NLL_gen, and the last. LeakGAN is the final state, not chosen among many.\n",
+        "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, words "
+        "unknown to its vocabulary left out, NLL_div of its own samples. Every number of a row is at the row's "
+        "temperature. Both MLE models are of this same run: the scored epoch with the lowest NLL_gen, and the last. "
+        "LeakGAN is the final state, not chosen among many.\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
@@ -119,7 +120,8 @@ def sweep_report(result: dict[str, Any]) -> str:
         "Hypotheses": f"{last['hypotheses']:,} samples a row; {real['hypotheses']:,} training sentences as real text",
         "References": (
             f"{result['references']}: {last['references']:,} for BLEU (rule {last['rule']}), "
-            f"{last['nll_references']:,} for NLL_gen and reverse LM"
+            f"{last['nll_references']:,} for NLL_gen and reverse LM, without the {last['unknown']:.1%} of their tokens "
+            "that the vocabulary does not know"
         ),
         "LM, reverse LM": (
             f"LSTMs of {lm['hidden']} units, each trained on {last['lm_sentences']:,} sentences: real ones, to score "

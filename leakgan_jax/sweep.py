@@ -9,8 +9,9 @@ training text. Every row is scored in the same way against the same references, 
     reverse_lm   of the references under a language model trained on the hypotheses: diversity, and quality too
     bleu_n       of the hypotheses against all references; self_bleu_n of each against all others
 
-NLLs are in nats per token. Both language models are alike in size, schedule, seed and number of training sentences, so
-for real text `lm` and `reverse_lm` are one number: the model has seen the hypotheses, so both are of the references.
+NLLs are in nats per token; those of the references leave out words unknown to the vocabulary. Both language models
+are alike in size, schedule, seed and number of training sentences, so for real text `lm` and `reverse_lm` are one
+number: the model has seen the hypotheses, so both are of the references.
 The model behind real text is known in the synthetic task: it is the oracle, which gives the real row an `nll_gen`.
 
 Source: Caccia et al. 2020, Language GANs Falling Short, arXiv:1811.02549, sections 3 and 4.
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import data, oracle, run
+from leakgan_jax import data, oracle, run, training
 from leakgan_jax.config import Config, ConfigError
 from leakgan_jax.models import language_model
 from leakgan_jax.types import Array, Key, Params
@@ -96,8 +97,9 @@ def sweep(
         sizes, schedule: of the language models.
     Yields:
         Dicts with the metrics above, `model`, `temperature` (None for real), `distinct` (share of hypotheses),
-        `hypotheses`, `references` (of BLEU), `nll_references` (of NLL_gen and reverse LM), `lm_sentences` (that each
-        language model was trained on), `lm_epoch` (that of the row's own which was best), `rule`.
+        `hypotheses`, `references` (of BLEU), `nll_references` (of NLL_gen and reverse LM), `unknown` (share of their
+        tokens left out), `lm_sentences` (that each language model was trained on), `lm_epoch` (that of the row's own
+        which was best), `rule`.
     Raises:
         ConfigError for fewer than two hypotheses; DataError for fewer than two training sentences.
     """
@@ -123,24 +125,28 @@ def sweep(
         # On the host while the device trains the language model.
         bleu = metrics.bleu(sentences, compared.sentences, rule=rule)
         own = metrics.self_bleu(sentences, rule=rule)
+        reverse_lm = float(_nll(sizes, fitted.params, compared.rows, known))
         return {
             "model": model,
             "temperature": scores.get("temperature"),
             "nll_oracle": scores["nll_oracle"],
             "nll_gen": scores["nll_gen"],
             "nll_div": scores["nll_div"],
-            "lm": float(_nll(sizes, judge.params, compared.rows if fitted is judge else jnp.asarray(tokens))),
-            "reverse_lm": float(_nll(sizes, fitted.params, compared.rows)),
+            "lm": reverse_lm if fitted is judge else float(_nll(sizes, judge.params, jnp.asarray(tokens))),
+            "reverse_lm": reverse_lm,
             **{name: value for name, value in {**bleu, **own}.items() if "bleu_" in name},
             "distinct": len(np.unique(tokens, axis=0)) / len(tokens),
             "hypotheses": len(tokens),
             "references": len(compared.sentences),
             "nll_references": len(compared.rows),
+            "unknown": unknown,
             "lm_sentences": len(real),
             "lm_epoch": int(fitted.epoch),
             "rule": rule,
         }
 
+    known = training.known_words(config, compared.rows)
+    unknown = 1 - float(known.sum() / jnp.sum(compared.rows != config.pad_id))
     judge = fit(real)
     scores = dict.fromkeys(("nll_oracle", "nll_gen", "nll_div"))
     if task.oracle is not None:

@@ -156,13 +156,22 @@ def evaluate(
 
     Returns:
         The sampled tokens, `[eval_samples, T]`, and in nats per token `nll_gen`, of real held-out sentences under
-        the generator, and `nll_div`, of its own samples.
+        the generator, and `nll_div`, of its own samples. The first is over `known_words`.
     """
     tokens, own = rollout.sample_many(config, params, key, config.eval_samples, temperature)
     real = rollout.log_probs(config, params, heldout, temperature)
-    nll_gen = losses.negative_log_likelihood(real, heldout != config.pad_id)
+    nll_gen = losses.negative_log_likelihood(real, known_words(config, heldout))
     nll_div = losses.negative_log_likelihood(own, tokens != config.pad_id)
     return tokens, {"nll_gen": nll_gen, "nll_div": nll_div}
+
+
+def known_words(config: Config, tokens: Array) -> Array:
+    """Where real sentences, `[..., T]`, have a word or an end that the vocabulary knows: what a likelihood counts.
+
+    `<unk>` is one id for many words, and where every training word is in the vocabulary no model was ever shown it.
+    """
+    known = tokens != config.pad_id
+    return known if config.unk_id is None else known & (tokens != config.unk_id)
 
 
 def _manager_loss(config: Config, params: Params, tokens, features, goals, goal_rewards) -> Array:

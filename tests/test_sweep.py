@@ -30,7 +30,8 @@ CORPUS = "A man rides a horse\nthe dog sleeps\na dog rides the man\nthe horse sl
 METRICS = {"nll_oracle", "nll_gen", "nll_div", "lm", "reverse_lm", "distinct"} | {
     f"{name}_{n}" for name in ("bleu", "self_bleu") for n in (2, 3, 4, 5)
 }
-COUNTS = {"model", "temperature", "hypotheses", "references", "nll_references", "lm_sentences", "lm_epoch", "rule"}
+COUNTS = {"model", "temperature", "hypotheses", "references", "nll_references", "unknown", "rule"}
+COUNTS |= {"lm_sentences", "lm_epoch"}
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +177,25 @@ def test_the_test_split_is_what_text_is_compared_with(text, seen):
     assert len(few.sentences) == 3 and len(few.rows) == 1
     with pytest.raises(data.DataError, match="test: every sentence is longer"):
         sweep.word_references(config, task.vocabulary, [long], "test")
+
+
+def test_unknown_words_of_the_references_count_nowhere(text):
+    config, task, models = text
+    rows, heldout = rows_of(text, temperatures=(0.7,)), np.asarray(sweep.references(config, task).rows)
+    counted = (heldout != config.pad_id) & (heldout != data.UNK)
+    left_out = 1 - counted.sum() / np.sum(heldout != config.pad_id)
+    assert left_out > 0.02 and [row["unknown"] for row in rows] == pytest.approx([left_out] * 2)
+    scored = jax.jit(rollout.log_probs, static_argnums=0)(config, models["one"], heldout, 0.7)
+    assert rows[1]["nll_gen"] == pytest.approx(-np.asarray(scored)[counted].mean(), rel=1e-5)
+
+    @jax.jit
+    def judge(tokens):
+        key = jax.random.split(jax.random.key(0), 3)[2]
+        own = language_model.fit(SIZES, tokens[:-2], tokens[-2:], key, SCHEDULE).params
+        return language_model.log_probs(SIZES, own, heldout)
+
+    chosen = jax.random.permutation(jax.random.split(jax.random.key(0), 3)[1], 30)[:24]
+    assert rows[0]["reverse_lm"] == pytest.approx(-np.asarray(judge(task.train[chosen]))[counted].mean(), rel=1e-5)
 
 
 def test_too_few_sentences(synthetic, text):

@@ -118,13 +118,18 @@ def log_probs(sizes: Sizes, params: Any, tokens: Array, temperature: Array | flo
     return jnp.where(tokens == sizes.pad_id, 0.0, chosen - jax.nn.logsumexp(scores, axis=-1))
 
 
-def nll(sizes: Sizes, params: Any, tokens: Array) -> Array:
-    """Mean over real tokens of `- log p`, in nats, of any number of sentences, `[n, T]`; no gradient."""
+def nll(sizes: Sizes, params: Any, tokens: Array, counted: Array | None = None) -> Array:
+    """Mean of `- log p`, in nats, over the tokens of any number of sentences, `[n, T]`; no gradient.
+
+    `counted`, `[n, T]`, is true for the tokens that count; by default for all but PAD, which never counts.
+    """
     num, length = tokens.shape
     padding = -num % min(_CHUNK, num)
-    rows = jnp.pad(tokens, ((0, padding), (0, 0)), constant_values=sizes.pad_id)  # all PAD, so they count nowhere
-    sums = jax.lax.map(lambda chunk: log_probs(sizes, params, chunk).sum(), rows.reshape(-1, min(_CHUNK, num), length))
-    return -sums.sum() / jnp.maximum(jnp.sum(tokens != sizes.pad_id), 1)
+    counted = tokens != sizes.pad_id if counted is None else counted & (tokens != sizes.pad_id)
+    rows = jnp.pad(tokens, ((0, padding), (0, 0)), constant_values=sizes.pad_id)
+    chunks = rows.reshape(-1, min(_CHUNK, num), length)
+    scores = jax.lax.map(lambda chunk: log_probs(sizes, params, chunk), chunks).reshape(-1, length)[:num]
+    return losses.negative_log_likelihood(scores, counted)
 
 
 def fit(sizes: Sizes, tokens: Array, valid: Array, key: Key, schedule: Schedule) -> Fitted:
