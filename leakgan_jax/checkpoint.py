@@ -125,18 +125,26 @@ class Checkpoints:
         finally:
             self._tidy()
 
-    def restore(self, target: GanState, which: Which = "newest", on_skip: Callable[[str], None] = _warn) -> Restored:
+    def restore(
+        self,
+        target: GanState,
+        which: Which = "newest",
+        on_skip: Callable[[str], None] = _warn,
+        most: int | None = None,
+    ) -> Restored:
         """Restores the newest checkpoint that is intact, or the best one.
 
         Args:
             target: pytree of arrays or `jax.ShapeDtypeStruct`s, for structure, shapes and dtypes.
             which: "newest"; "best", of lowest `nll_gen`; or "mle", the best of those with `pretrain == 1`.
             on_skip: told in one line of each damaged checkpoint that "newest" passes over.
+            most: the newest step that "newest" may be.
         Raises:
             CheckpointError if none is intact, if "best" or "mle" is damaged or cannot be told because another
             checkpoint's metrics are, or if the checkpoint does not fit `target`.
         """
         steps = self.steps()[::-1] if which == "newest" else self._lowest_nll(which)
+        steps = [step for step in steps if most is None or step <= most]
         if not steps:
             raise CheckpointError(f"{self._root}: holds no checkpoint to restore as {which!r}")
         for step, older in zip(steps, [*steps[1:], None]):

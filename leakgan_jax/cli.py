@@ -22,6 +22,7 @@ LeakGAN in JAX: text from a GAN whose discriminator leaks its features to the ge
 usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
+  leakgan train [PRESET] --out DIR --seeds S                           S runs side by side: mean and spread
   leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
                  [--prefix "a man"] [--greedy] [--json]
@@ -48,6 +49,9 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[Config]
     seed: int = 0
     """Seed of everything random in the run."""
+    seeds: int = 1
+    """Independent runs to train side by side, of --seed and the seeds after it, each in a directory of its own:
+    DIR/seed-N. DIR gets a report of all, with mean and spread."""
     resume: bool = False
     """Continue the run in --out. Its settings are kept; giving different ones is an error."""
     manual_dir: Path | None = None
@@ -191,18 +195,21 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     name, rest = _take_preset(argv)
     resume, out = "--resume" in rest, _value(rest, "--out")
-    seed = 0
+    seed, seeds = 0, 1
     if resume and name is None and out is not None:
         from leakgan_jax import run
 
-        base, seed, _ = run.open_run(Path(out))  # whatever is not given stays as it was
+        base, seed, record = run.open_run(Path(out), several=True)  # whatever is not given stays as it was
+        seeds = record["seeds"]
         if reading := _value(rest, "--reading"):
             base = dataclasses.replace(base, reading=_reading(reading))
     else:
         corpus = _value(rest, "--corpus") or ""  # takes the place of the preset's dataset
         base = preset(name or "quickstart", reading=_reading(_value(rest, "--reading") or "paper"), corpus=corpus)
-    arguments = _parse(Train, rest, f"leakgan train {name or '[PRESET]'}", Train(tyro.MISSING, base, seed, False))
+    arguments = _parse(Train, rest, f"leakgan train {name or '[PRESET]'}", Train(tyro.MISSING, base, seed, seeds))
     config = arguments.config
+    if not (1 <= arguments.seeds <= 1000 and arguments.seed + arguments.seeds <= 2**32):
+        raise ConfigError(f"seeds is {arguments.seeds}; it must be from 1 to 1000, and the last seed below 2^32")
     if config.corpus:
         config = dataclasses.replace(config, corpus=os.path.abspath(config.corpus))
     if config.oracle_file:
@@ -220,7 +227,7 @@ def _train(argv: list[str]) -> int:
     try:
         stopped = run.train(
             config,
-            arguments.seed,
+            range(arguments.seed, arguments.seed + arguments.seeds),
             arguments.out,
             resume=arguments.resume,
             command=command,
@@ -451,7 +458,7 @@ def _sweep(arguments: Evaluate) -> int:
         compared = sweep.row_references(config, rows, str(arguments.references))
     else:
         words = data.read_sentences(arguments.references, config.lowercase, config.tokenizer)
-        compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references))
+        compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references), _complain)
     sizes, schedule = language_model.Sizes(config.vocab_size), language_model.Schedule()
     key, temperatures = jax.random.key(arguments.seed), sweep.TEMPERATURES
     settings = {"temperatures": temperatures, "compared": compared, "sizes": sizes, "schedule": schedule}

@@ -287,13 +287,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generator_lr": 3e-3,
         "adversarial_lr": 5e-4,
         "discriminator_lr": 1e-3,
+        # About where NLL_gen is lowest; and a discriminator that does not see through MLE samples by then would lead
+        # the generator away from the oracle.
         "pretrain_rounds": 3,
-        # A weak discriminator leads the generator away from the oracle: it has to see through MLE samples first.
         "pretrain_draws": 10,
-        "mle_epochs": 3,
+        "mle_epochs": 1,
         "draw_size": 500,
         "discriminator_epochs": 5,
-        "adversarial_iterations": 15,
+        "adversarial_iterations": 25,
         "generator_steps": 3,
         "adversarial_draws": 1,
         "eval_samples": 1_000,

@@ -116,9 +116,7 @@ class Corpus(NamedTuple):
     source: dict[str, Any]  # what it was read from, full name or digest, and counts; equal where the data is
 
 
-def load_corpus(
-    config: Config, seed: int, manual_dir: PathLike | None = None, data_dir: PathLike | None = None
-) -> Corpus:
+def load_corpus(config: Config, manual_dir: PathLike | None = None, data_dir: PathLike | None = None) -> Corpus:
     """Reads, tokenises and encodes `config.corpus`, or the dataset `config.dataset` (see `corpora.load`).
 
     Raises:
@@ -137,7 +135,7 @@ def load_corpus(
             split: [tokenize(line, config.tokenizer, config.lowercase) for line in lines[split]] for split in lines
         }
         sentences, test = words["train"], words.get("test")
-    corpus = encode_corpus(sentences, config, seed, test)
+    corpus = encode_corpus(sentences, config, test)
     counts = {
         "train_sentences": len(corpus.train),
         "heldout_sentences": len(corpus.heldout),
@@ -210,9 +208,11 @@ def detokenize(words: Sequence[str], tokenizer: Tokenizer) -> str:
 
 
 def encode_corpus(
-    sentences: Sequence[list[str]], config: Config, seed: int, test: list[list[str]] | None = None
+    sentences: Sequence[list[str]], config: Config, test: list[list[str]] | None = None, seed: int = 0
 ) -> Corpus:
     """Drops what is too long, splits by `seed`, and encodes with the vocabulary of the training split.
+
+    The seed is not that of a run: runs of different seeds are to have the same split.
 
     A tenth of the sentences is held out, at most `config.num_heldout` and at least one. Both splits keep the
     order of `sentences`. `test` is passed on as it is. Does not read `config.vocab_size`: the vocabulary made here

@@ -1,8 +1,9 @@
 """What a person sees while a run trains: one live display on a terminal, plain lines anywhere else."""
 
 import collections
+import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ class Display:
         self._seen: dict[str, Any] = {}
         self._spent: dict[str, list[float]] = collections.defaultdict(list)
 
-    def start(self, config: Config, units: list[run.Unit], done: int, task: run.Task) -> None:
+    def start(self, config: Config, units: list[run.Unit], done: int, task: run.Task, seeds: Sequence[int]) -> None:
         self._units = units
         self._work = {kind: run.work(config, task, kind) for kind in ("mle", "discriminator", "generator", "evaluate")}
         self._totals = {u.phase: u.step for u in units}
@@ -35,6 +36,8 @@ class Display:
             self.message(describe(config, task.source))
         if dropped := task.source.get("dropped_as_too_long"):
             self.message(f"{dropped} sentences are longer than {config.length - 1} words and left out")
+        if len(seeds) > 1:
+            self.message(f"seeds {seeds[0]} to {seeds[-1]} side by side; what is shown is their mean")
         if done:
             self.message(f"resuming after {done} of {len(units)} units of work")
         if self._console.is_terminal:
@@ -45,12 +48,15 @@ class Display:
         else:
             self.message(f"{len(units) - done} units of work to do; the first of each kind compiles")
 
-    def update(self, done: int, line: dict[str, Any], seconds: float) -> None:
-        """After each unit: `line` as in metrics.jsonl, `seconds` of the unit without its evaluation."""
+    def update(self, done: int, lines: Sequence[dict[str, Any]], seconds: float) -> None:
+        """After each unit: each seed's line of metrics.jsonl, `seconds` of the unit without its evaluation."""
+        line = lines[0]
         self._spent[line["kind"]].append(seconds)
         if "nll_gen" in line:
             self._spent["evaluate"].append(max(0.0, time.monotonic() - self._last - seconds))
-        self._seen |= {name: line[name] for name in _SHOWN if line.get(name) is not None}
+        for name in _SHOWN:
+            if line.get(name) is not None:
+                self._seen[name] = statistics.fmean(of_seed[name] for of_seed in lines)
         values = "  ".join(f"{_SHORT.get(name, name)} {self._seen[name]:.3f}" for name in _SHOWN if name in self._seen)
         head = f"{line['phase']} {line['step']}/{self._totals[line['phase']]}"
         left = f"{clock(self._left(done))} left" if done < len(self._units) else "done"

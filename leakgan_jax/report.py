@@ -1,9 +1,12 @@
 """What a finished run shows: `curves.png` and `report.md` from the metric lines, and the pictures of a sweep."""
 
 import io
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from leakgan_jax import data
 from leakgan_jax.config import Config
@@ -12,18 +15,35 @@ from leakgan_jax.display import clock, describe
 _REAL, _ORACLE, _GEN = "#2f7d4f", "#1f5fa8", "#c2571a"
 
 
-def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nll: float | None) -> None:
-    """NLL_oracle and NLL_gen over all phases, the floor that real text sets, and the phase boundary."""
+def draw_curves(
+    path: Path, config: Config, runs: Sequence[list[dict[str, Any]]], real_nlls: Sequence[float | None]
+) -> None:
+    """NLL_oracle and NLL_gen over all phases, the floor that real text sets, and the phase boundary.
+
+    `runs` holds the metric lines of each seed, `real_nlls` what its real text scores; of several seeds, curves are
+    means, in bands of a standard deviation.
+    """
     plt = pyplot()
-    scored = [line for line in lines if "nll_gen" in line]
+    scored = list(zip(*([line for line in lines if "nll_gen" in line] for lines in runs), strict=True))
     pretrain_end = config.pretrain_rounds * config.mle_epochs
-    at = [line["step"] + (pretrain_end if line["phase"] == "adversarial" else 0) for line in scored]
+    at = [line["step"] + (pretrain_end if line["phase"] == "adversarial" else 0) for line, *_ in scored]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    if any(line.get("nll_oracle") is not None for line in scored):
-        axes.plot(at, [line["nll_oracle"] for line in scored], "o-", ms=3, color=_ORACLE, label="NLL_oracle of samples")
-    axes.plot(at, [line["nll_gen"] for line in scored], "s-", ms=3, color=_GEN, label="NLL_gen of held-out real text")
-    if real_nll is not None:
-        axes.axhline(real_nll, color=_REAL, ls="--", lw=1, label=f"real text under the oracle, {real_nll:.2f}")
+
+    def draw(name: str, style: str, color: str, label: str) -> None:
+        values = [[line[name] for line in lines] for lines in scored]
+        mean = np.mean(values, axis=1)
+        axes.plot(at, mean, style, ms=3, color=color, label=label)
+        if len(runs) > 1:
+            spread = np.std(values, axis=1, ddof=1)
+            axes.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
+
+    if any(lines[0].get("nll_oracle") is not None for lines in scored):
+        draw("nll_oracle", "o-", _ORACLE, "NLL_oracle of samples")
+    if scored:
+        draw("nll_gen", "s-", _GEN, "NLL_gen of held-out real text")
+    if real_nlls[0] is not None:
+        real = statistics.fmean(real_nlls)
+        axes.axhline(real, color=_REAL, ls="--", lw=1, label=f"real text under the oracle, {real:.2f}")
     if config.adversarial_iterations and pretrain_end:
         axes.axvline(pretrain_end, color="0.5", lw=1)
         for x, text, side in ((-4, "pre-training", "right"), (4, "adversarial", "left")):
@@ -33,7 +53,9 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
             )  # fmt: skip
     axes.set_xlabel("MLE epochs, then adversarial iterations")
     axes.set_ylabel("nats per token")
-    axes.set_title(f"{config.reading} reading, scored at temperature {config.eval_temperature:.3g}", fontsize=10)
+    of_seeds = f", mean and standard deviation of {len(runs)} seeds" if len(runs) > 1 else ""
+    title = f"{config.reading} reading, scored at temperature {config.eval_temperature:.3g}{of_seeds}"
+    axes.set_title(title, fontsize=10)
     axes.margins(y=0.15)  # room for the names of the phases
     axes.grid(alpha=0.25)
     if scored:
@@ -41,36 +63,52 @@ def draw_curves(path: Path, config: Config, lines: list[dict[str, Any]], real_nl
     save(figure, path)
 
 
-def table(rows: dict[str, list[dict[str, Any]]], real_nll: float | None) -> str:
-    """The final table in Markdown: one row a model and temperature."""
+def table(rows: dict[str, list[list[dict[str, Any]]]], real_nlls: Sequence[float | None]) -> str:
+    """The final table in Markdown: one row a model and temperature.
+
+    `rows` has, for each model and then each seed, a row for each temperature. Of several seeds the table has means
+    and standard deviations.
+    """
     text = "| model | temperature | NLL_oracle | NLL_gen | NLL_div | distinct samples |\n|---|--:|--:|--:|--:|--:|\n"
     for name in ("MLE, best NLL_gen", "MLE, last epoch", "LeakGAN"):
-        for row in rows.get(name, ()):
-            oracle = "" if row["nll_oracle"] is None else f"{row['nll_oracle']:.3f}"
-            distinct = f"{row['distinct']:.1%}"
-            scores = f"{oracle} | {row['nll_gen']:.3f} | {row['nll_div']:.3f} | {distinct}"
-            text += f"| {name} | {row['temperature']:.3f} | {scores} |\n"
-    if real_nll is not None:
-        text += f"| real | | {real_nll:.3f} | | | |\n"
+        for of_seeds in zip(*rows.get(name, ()), strict=True):
+            nlls = (_mean([row[key] for row in of_seeds]) for key in ("nll_oracle", "nll_gen", "nll_div"))
+            distinct = _mean([row["distinct"] for row in of_seeds], "{:.1%}")
+            text += f"| {name} | {of_seeds[0]['temperature']:.3f} | {' | '.join(nlls)} | {distinct} |\n"
+    if real_nlls[0] is not None:
+        text += f"| real | | {_mean(real_nlls)} | | | |\n"
     return text
+
+
+def _mean(values: Sequence[float | None], form: str = "{:.3f}") -> str:
+    """A value; the mean of several and their sample standard deviation; nothing where it does not apply."""
+    if values[0] is None:
+        return ""
+    mean = form.format(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
 
 
 def write_report(
     out: Path,
     config: Config,
-    rows: dict[str, list[dict[str, Any]]],
-    real_nll: float | None,
+    rows: dict[str, list[list[dict[str, Any]]]],
+    real_nlls: Sequence[float | None],
     record: dict[str, Any],
     lines: list[dict[str, Any]],
 ) -> None:
-    """`report.md`: the table, what its numbers are, and how to repeat it. `record` is `config.json`."""
+    """`report.md`: the table, what its numbers are, and how to repeat it.
+
+    `rows` and `real_nlls` as in `table`; `record` is `config.json`, `lines` the metric lines, of several seeds the
+    first one's.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    source = record["data"]
+    source, seeds = record["data"], len(real_nlls)
     heldout = source.get("heldout_sentences", config.num_heldout)
     interleaved = sum(line["kind"] == "mle" and line["phase"] == "adversarial" for line in lines)
+    first = record["seed"]
     facts = {
         "Command": f"`{record['command']}`",
-        "Seed": f"{record['seed']} (one run: no spread)",
+        "Seed": f"{first} (one run: no spread)",
         "Reading": config.reading,
         "Counts": f"{config.eval_samples:,} samples a row; NLL_gen on {heldout:,} held-out real sentences",
         "Schedule": (
@@ -81,16 +119,20 @@ def write_report(
         "Device": record["device"],
         "Versions": versions,
     }
+    if seeds > 1:
+        facts["Seed"] = f"{first} to {first + seeds - 1}, mean ± standard deviation; each one's own report is beside"
+        facts["Training time"] += f" for {seeds} seeds side by side"
     if "train_sentences" in source:
         left_out = f"{source['dropped_as_too_long']:,} left out, longer than {config.length - 1} words"
         facts["Corpus"] = f"{describe(config, source)}; {left_out}"
+    runs = "this same run" if seeds == 1 else "these same runs"
     body = [
         "# LeakGAN run\n",
-        table(rows, real_nll),
+        table(rows, real_nlls),
         "NLL is in nats per token. NLL_oracle is of the samples under the oracle (lower is better, and a model that "
         "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, words "
         "unknown to its vocabulary left out, NLL_div of its own samples. Every number of a row is at the row's "
-        "temperature. Both MLE models are of this same run: the scored epoch with the lowest NLL_gen, and the last. "
+        f"temperature. Both MLE models are of {runs}: the scored epoch with the lowest NLL_gen, and the last. "
         "LeakGAN is the final state, not chosen among many.\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),

@@ -5,6 +5,7 @@ from nothing else, so the state and the count of units done are all that resumin
 continues to the last bit as if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -28,8 +29,15 @@ from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
 _RECORD = {
-    "config": dict, "seed": int, "data": dict, "data_dir": str, "command": str, "versions": dict, "device": str
-}  # fmt: skip
+    "config": dict,
+    "seed": int,
+    "seeds": int,
+    "data": dict,
+    "data_dir": str,
+    "command": str,
+    "versions": dict,
+    "device": str,
+}
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
 _STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
 
@@ -61,6 +69,10 @@ class Task(NamedTuple):
     heldout_sentences: Sequence[list[str]] = ()
     test_sentences: Sequence[list[str]] | None = None
 
+    @property
+    def arrays(self) -> "Arrays":
+        return Arrays(self.train, self.heldout, self.oracle)
+
     def decode(self, tokens: np.ndarray) -> list[str]:
         """One line a sentence: words, or ids where there are no words."""
         if self.vocabulary is None:
@@ -68,8 +80,16 @@ class Task(NamedTuple):
         return [self.vocabulary.decode(row) for row in tokens]
 
 
+class Arrays(NamedTuple):
+    """The part of a task that is on the device; the first two may have an axis of seeds in front."""
+
+    train: Array
+    heldout: Array
+    oracle: oracle.OracleParams | None
+
+
 class Keys(NamedTuple):
-    """The streams of a run, all from its seed."""
+    """The streams of a run, all from its seed; of several runs, each with an axis of seeds in front."""
 
     init: Key
     data: Key
@@ -106,7 +126,7 @@ def load_task(
     `manual_dir` and `data_dir` are of a dataset, as in `corpora.load`; one that is prepared needs only `data_dir`.
     """
     if config.is_text:
-        corpus = data.load_corpus(config, seed, manual_dir, data_dir)
+        corpus = data.load_corpus(config, manual_dir, data_dir)
         dataset = corpus.source.get("dataset", "")
         config = dataclasses.replace(config, vocab_size=len(corpus.vocabulary), dataset=dataset)
         task = Task(jnp.array(corpus.train), jnp.array(corpus.heldout), None, corpus.vocabulary, corpus.source)
@@ -123,8 +143,19 @@ def load_task(
     else:
         params = oracle.init(jax.random.key(config.oracle_seed), config.vocab_size, config.oracle_hidden)
     params = jax.tree.map(jnp.asarray, params)
-    train, heldout = _draw_data(config, params, _keys(seed).data)
+    train, heldout = _draw_data(config, params, _keys([seed]).data)
     return config, Task(train, heldout, params, None, source)
+
+
+def load_tasks(
+    config: Config, seeds: Sequence[int], manual_dir: data.PathLike | None = None, data_dir: data.PathLike | None = None
+) -> tuple[Config, Task]:
+    """`load_task` of several seeds in one: in the synthetic task, `train` and `heldout` have an axis of seeds."""
+    config, task = load_task(config, seeds[0], manual_dir, data_dir)
+    if len(seeds) > 1 and task.oracle is not None:
+        drawn = [_draw_data(config, task.oracle, _keys([seed]).data) for seed in seeds]
+        task = task._replace(train=jnp.stack([d[0] for d in drawn]), heldout=jnp.stack([d[1] for d in drawn]))
+    return config, task
 
 
 def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: float):
@@ -134,15 +165,17 @@ def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: 
         The samples, `[eval_samples, T]`, and `nll_oracle`, `nll_gen`, `nll_div` in nats per token (`None` where
         one does not apply), `temperature`, `num_samples`, and `distinct`, the share of samples that differ.
     """
-    tokens, metrics = jax.device_get(_evaluate(config, task.oracle, params, task.heldout, key, temperature))
-    distinct = len(np.unique(tokens, axis=0)) / len(tokens)
-    shared = {"temperature": temperature, "num_samples": len(tokens), "distinct": distinct}
-    return tokens, {"nll_oracle": None, **{name: float(value) for name, value in metrics.items()}, **shared}
+    return _scores(config, task.arrays, params, key, temperature)[0]
+
+
+def directories(out: Path, seeds: Sequence[int]) -> list[Path]:
+    """Where the runs of `seeds` are: `out` itself, or a directory of each seed's own in it, complete as any run."""
+    return [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
 
 
 def train(
     config: Config,
-    seed: int,
+    seeds: Sequence[int],
     out: Path,
     *,
     resume: bool,
@@ -152,6 +185,9 @@ def train(
     data_dir: Path | None = None,
 ) -> int | None:
     """Runs the schedule in `out`, or what is left of it, and writes the report.
+
+    Several seeds are trained side by side in one program, each as it would be alone but for rounding, in
+    `directories(out, seeds)`; `out` then has a report of all. Devices share the seeds where their number allows.
 
     Args:
         display: told of progress; see `leakgan_jax.display.Display`.
@@ -163,80 +199,101 @@ def train(
     from leakgan_jax import report  # matplotlib: not for those who only sample
 
     if resume and data_dir is None:
-        data_dir = open_run(out)[2]["data_dir"] or None
-    config, task = load_task(config, seed, manual_dir, data_dir)
-    _open_directory(config, seed, task, out, resume, command, data_dir)
-    units, keys, real_nll = schedule(config), _keys(seed), _real_nll(task)
+        data_dir = open_run(out, several=True)[2]["data_dir"] or None
+    config, task = load_tasks(config, seeds, manual_dir, data_dir)
+    places = _open_directories(config, seeds, task, out, resume, command, data_dir)
+    units, keys, real_nlls = schedule(config), _keys(seeds), _real_nlls(task, len(seeds))
+    arrays = task.arrays
+    if arrays.train.ndim == 3:
+        arrays = arrays._replace(train=_spread(arrays.train), heldout=_spread(arrays.heldout))
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
-    with Checkpoints(out, create=True) as checkpoints, _Signals() as signals:
-        state, done, extra = _restore_or_init(config, keys, checkpoints, display)
-        lines = _keep_lines(out / "metrics.jsonl", done)
-        clock = time.monotonic() - extra.get("seconds", 0.0)
+
+    def draw_curves():
+        report.draw_curves(out / "curves.png", config, lines, real_nlls)
+
+    with contextlib.ExitStack() as stack, _Signals() as signals:
+        checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
+        state, done, extras = _restore_or_init(config, keys, checkpoints, display)
+        lines = [_keep_lines(place / "metrics.jsonl", done) for place in places]
+        clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
-        display.start(config, units, done, task)
+        display.start(config, units, done, task, seeds)
         for index in range(done, len(units)):
             unit = units[index]
             began = time.monotonic()
-            state, metrics = _run_unit(config, task, state, unit, jax.random.fold_in(keys.train, index))
-            line = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
-            line |= {name: float(value) for name, value in metrics.items()}
-            unit_seconds, best = time.monotonic() - began, {}
+            state, metrics = _run_unit(config, unit.kind, state, arrays, _fold_in(keys.train, index))
+            about = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
+            new = [about | of_seed for of_seed in _by_seed(jax.device_get(metrics))]
+            unit_seconds = time.monotonic() - began
             if unit.evaluate:
-                key = jax.random.fold_in(keys.evaluate, index)
-                tokens, scores = evaluate(config, task, state.params, key, config.eval_temperature)
-                line |= scores
-                best = {"nll_gen": scores["nll_gen"], "pretrain": float(unit.phase == "pretrain")}
-            for name, value in line.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise RunError(f"{name} is {value} in unit {index + 1} of {out}; the checkpoint before is intact")
+                scored = _scores(config, arrays, state.params, _fold_in(keys.evaluate, index), config.eval_temperature)
+                new = [line | scores for line, (_, scores) in zip(new, scored, strict=True)]
+            for place, line in zip(places, new, strict=True):
+                _require_finite(place, line)
             if unit.evaluate:
-                write(out / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
+                for place, (tokens, _) in zip(places, scored, strict=True):
+                    write(place / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
             if unit == last_mle:
-                extra["mle_last"] = _table_rows(config, task, state.params, keys.table)
-            line["seconds"] = round(time.monotonic() - clock, 3)
-            _append(out / "metrics.jsonl", line)
-            lines.append(line)
-            display.update(index + 1, line, unit_seconds)
+                for extra, rows in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
+                    extra["mle_last"] = rows
+            seconds = round(time.monotonic() - clock, 3)
+            for i, place in enumerate(places):
+                extras[i]["seconds"] = new[i]["seconds"] = seconds
+                _append(place / "metrics.jsonl", new[i])
+                lines[i].append(new[i])
+            display.update(index + 1, new, unit_seconds)
             due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
             if unit.evaluate or due or signals.caught or index + 1 == len(units):
-                extra["seconds"] = line["seconds"]
-                checkpoints.save(index + 1, state, extra, best)
-                if due:
-                    report.draw_curves(out / "curves.png", config, lines, real_nll)
-                    saved_at = time.monotonic()
+                _save(checkpoints, index + 1, state, extras, new)
+            if due or signals.caught:
+                draw_curves()
+                saved_at = time.monotonic()
             if signals.caught:
-                report.draw_curves(out / "curves.png", config, lines, real_nll)
                 return signals.caught
         display.message("scoring the table")
         rows = {}
         if last_mle:
-            rows["MLE, last epoch"] = extra["mle_last"]
+            rows["MLE, last epoch"] = [extra["mle_last"] for extra in extras]
             try:
-                best_params = checkpoints.restore(_target(config), "mle").state.params
-                rows["MLE, best NLL_gen"] = _table_rows(config, task, best_params, keys.table)
+                best = _stack([of_seed.restore(_target(config), "mle").state.params for of_seed in checkpoints])
+                rows["MLE, best NLL_gen"] = _table_rows(config, arrays, best, keys.table)
             except CheckpointError as error:
                 display.message(f"{error}; the table has no row for the best MLE model")
         if config.adversarial_iterations and not signals.caught:
-            rows["LeakGAN"] = _table_rows(config, task, state.params, keys.table)
+            rows["LeakGAN"] = _table_rows(config, arrays, state.params, keys.table)
         if signals.caught:
             return signals.caught
-    report.draw_curves(out / "curves.png", config, lines, real_nll)
-    report.write_report(out, config, rows, real_nll, json.loads((out / "config.json").read_text()), lines)
+    draw_curves()
+    report.write_report(out, config, rows, real_nlls, open_run(out, several=True)[2], lines[0])
+    for i, place in enumerate(places if len(seeds) > 1 else ()):
+        own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
+        report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls[i]])
+        report.write_report(place, config, own, [real_nlls[i]], open_run(place)[2], lines[i])
     return None
 
 
-def open_run(out: Path) -> tuple[Config, int, dict[str, Any]]:
-    """The config, the seed and the rest of `out/config.json`. Raises RunError if there is no readable run."""
+def open_run(out: Path, several: bool = False) -> tuple[Config, int, dict[str, Any]]:
+    """The config, the (first) seed and the rest of `out/config.json`.
+
+    Raises:
+        RunError if there is no readable run; and, unless `several`, if there are the runs of several seeds.
+    """
     path = out / "config.json"
     try:
-        record = {"data_dir": "", **json.loads(path.read_text(encoding="utf-8"))}  # the first runs had none
+        # The first runs had neither.
+        record = {"data_dir": "", "seeds": 1, **json.loads(path.read_text(encoding="utf-8"))}
         if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
             raise TypeError
+        if record["seeds"] > 1 and not several:
+            one, other = directories(out, [record["seed"], record["seed"] + record["seeds"] - 1])
+            raise RunError(f"{out} holds the runs of several seeds; give one of them, from {one} to {other}")
         return Config.from_json(record["config"]), record["seed"], record
     except FileNotFoundError:
         raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}; give a directory that `train` made") from None
+    except RunError:
+        raise
     except ConfigError as error:
         raise RunError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError):
@@ -293,15 +350,7 @@ def read_heldout(
     """
     sentences = data.read_sentences(path, config.lowercase, config.tokenizer)
     if vocabulary is not None:
-        kept = [words for words in sentences if len(words) < config.length]
-        if not kept:
-            raise data.DataError(f"{path}: every sentence is longer than the run's {config.length - 1} words")
-        if out := len(sentences) - len(kept):
-            on_doubt(f"note: {out:,} of {len(sentences):,} sentences of {path} are longer than the run's and left out")
-        types = {word for words in kept for word in words}
-        if (unknown := vocabulary.unknown([types])) > 0.5:
-            on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {path}; see its tokens")
-        return data.encode_rows(kept, vocabulary, config.length)
+        return encode_heldout(config, vocabulary, sentences, str(path), on_doubt)
     try:
         rows = np.array([[int(word) for word in words] for words in sentences], np.int32)
         if rows.shape[1:] != (config.length,) or rows.min() < 0 or rows.max() >= config.vocab_size:
@@ -310,6 +359,28 @@ def read_heldout(
         right = f"{config.length} ids from 0 to {config.vocab_size - 1} a line, as this run has no words"
         raise data.DataError(f"{path}: not sentences of this run; give {right}") from None
     return rows
+
+
+def encode_heldout(
+    config: Config,
+    vocabulary: data.Vocabulary,
+    sentences: Sequence[Sequence[str]],
+    name: str,
+    on_doubt: Callable[[str], None],
+) -> np.ndarray:
+    """Words to score as `[n, T]` int32, without the sentences that are too long; `on_doubt` as in `read_heldout`.
+
+    Raises `DataError`, which names `name`, if none fits.
+    """
+    kept = [words for words in sentences if len(words) < config.length]
+    if not kept:
+        raise data.DataError(f"{name}: every sentence is longer than the run's {config.length - 1} words")
+    if out := len(sentences) - len(kept):
+        on_doubt(f"note: {out:,} of {len(sentences):,} sentences of {name} are longer than the run's; no NLL has them")
+    types = {word for words in kept for word in words}
+    if (unknown := vocabulary.unknown([types])) > 0.5:
+        on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {name}; see its tokens")
+    return data.encode_rows(kept, vocabulary, config.length)
 
 
 def read_prefix(config: Config, vocabulary: data.Vocabulary | None, text: str) -> list[int]:
@@ -354,17 +425,12 @@ def stream_samples(
 def work(config: Config, task: Task, kind: str) -> float:
     """Rough cost of a unit in sentences passed through a network, to guess the time of kinds not yet seen."""
     if kind == "mle":
-        return 3.0 * len(task.train)
+        return 3.0 * task.train.shape[-2]
     if kind == "discriminator":
         return config.draw_size * (1.0 + 2.0 * config.discriminator_epochs)
     if kind == "evaluate":
-        return float(config.eval_samples + len(task.heldout))
+        return float(config.eval_samples + task.heldout.shape[-2])
     return config.generator_steps * config.batch_size * (4.0 + config.completions * (config.num_blocks - 1) / 2)
-
-
-# Compiled once a run: the config is static, shapes do not change, states are donated.
-_mle_epoch = jax.jit(training.mle_epoch, static_argnums=0, donate_argnums=1)
-_generator_steps = jax.jit(training.generator_steps, static_argnums=0, donate_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -383,55 +449,121 @@ def _complete(config: Config, params: Params, key: Key, start, given: Array, num
     return completed.tokens, completed.log_probs
 
 
+# Compiled once a run and kind of unit: the config is static, shapes do not change, states are donated.
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _run_unit(config: Config, kind: str, state: GanState, arrays: Arrays, key: Key):
+    """One unit; where `key` has an axis of seeds in front, so has everything that differs between seeds."""
+
+    def one(state, arrays, key):
+        if kind == "mle":
+            return training.mle_epoch(config, state, arrays.train, key)
+        if kind == "generator":
+            return training.generator_steps(config, state, key)
+        real_key, train_key = jax.random.split(key)
+        if arrays.oracle is not None:  # real sentences without end, as released
+            real = oracle.sample(arrays.oracle, real_key, config.draw_size, config.length)
+        else:
+            num, few = arrays.train.shape[0], arrays.train.shape[0] < config.draw_size
+            real = arrays.train[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
+        return training.discriminator_draw(config, state, real, train_key)
+
+    return jax.vmap(one, (0, _seed_axes(arrays), 0))(state, arrays, key) if key.ndim else one(state, arrays, key)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate(config: Config, task_oracle, params: Params, heldout: Array, key: Key, temperature):
-    tokens, metrics = training.evaluate(config, params, heldout, key, temperature)
-    if task_oracle is not None:
-        metrics["nll_oracle"] = oracle.nll(task_oracle, tokens)
-    return tokens, metrics
+def _evaluate(config: Config, params: Params, arrays: Arrays, key: Key, temperature):
+    def one(params, arrays, key):
+        tokens, metrics = training.evaluate(config, params, arrays.heldout, key, temperature)
+        if arrays.oracle is not None:
+            metrics["nll_oracle"] = oracle.nll(arrays.oracle, tokens)
+        return tokens, metrics
+
+    return jax.vmap(one, (0, _seed_axes(arrays), 0))(params, arrays, key) if key.ndim else one(params, arrays, key)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _discriminator_draw(config: Config, state: GanState, task_oracle, train_rows: Array, key: Key):
-    real_key, train_key = jax.random.split(key)
-    if task_oracle is not None:  # real sentences without end, as released
-        real = oracle.sample(task_oracle, real_key, config.draw_size, config.length)
-    else:
-        num, few = train_rows.shape[0], train_rows.shape[0] < config.draw_size
-        real = train_rows[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
-    return training.discriminator_draw(config, state, real, train_key)
+def _seed_axes(arrays: Arrays) -> Arrays:
+    """For `vmap` over seeds: each has sentences of its own in the synthetic task, and all have the same text."""
+    axis = 0 if arrays.train.ndim == 3 else None
+    return Arrays(axis, axis, None)
 
 
-def _run_unit(config: Config, task: Task, state: GanState, unit: Unit, key: Key):
-    if unit.kind == "mle":
-        state, metrics = _mle_epoch(config, state, task.train, key)
-    elif unit.kind == "generator":
-        state, metrics = _generator_steps(config, state, key)
-    else:
-        state, metrics = _discriminator_draw(config, state, task.oracle, task.train, key)
-    return state, jax.device_get(metrics)
+def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperature: float) -> list[tuple[Array, dict]]:
+    """What `evaluate` returns, of each seed."""
+    tokens, metrics = jax.device_get(_evaluate(config, params, arrays, key, temperature))
+    scored = []
+    for own, scores in zip(tokens.reshape(-1, *tokens.shape[-2:]), _by_seed(metrics), strict=True):
+        distinct = len(np.unique(own, axis=0)) / len(own)
+        shared = {"temperature": temperature, "num_samples": len(own), "distinct": distinct}
+        scored.append((own, {"nll_oracle": None, **scores, **shared}))
+    return scored
 
 
-def _table_rows(config: Config, task: Task, params: Params, key: Key) -> list[dict[str, Any]]:
+def _table_rows(config: Config, arrays: Arrays, params: Params, key: Key) -> list[list[dict[str, Any]]]:
+    """The rows of the final table for a model: for each seed, one a temperature."""
     temperatures = sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
     # The same draws for every row, so that rows differ by model and temperature alone.
-    return [evaluate(config, task, params, jax.random.clone(key), alpha)[1] for alpha in temperatures]
+    scored = [_scores(config, arrays, params, jax.random.clone(key), alpha) for alpha in temperatures]
+    return [[scores for _, scores in of_seed] for of_seed in zip(*scored, strict=True)]
 
 
-def _real_nll(task: Task) -> float | None:
-    return None if task.oracle is None else float(jax.jit(oracle.nll)(task.oracle, task.heldout))
+def _real_nlls(task: Task, num_seeds: int) -> list[float | None]:
+    """NLL_oracle of each seed's held-out sentences."""
+    if task.oracle is None:
+        return [None] * num_seeds
+    heldout = task.heldout.reshape(num_seeds, *task.heldout.shape[-2:])
+    return [float(jax.jit(oracle.nll)(task.oracle, own)) for own in heldout]
 
 
-def _keys(seed: int) -> Keys:
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+def _keys(seeds: Sequence[int]) -> Keys:
+    """The keys of one seed; of several, with an axis of seeds."""
+    keys = [jax.random.split(jax.random.key(seed), len(Keys._fields)) for seed in seeds]
+    return Keys(*keys[0]) if len(seeds) == 1 else Keys(*jnp.stack(keys, axis=1))
+
+
+def _fold_in(key: Key, number: int) -> Key:
+    return jax.vmap(jax.random.fold_in, (0, None))(key, number) if key.ndim else jax.random.fold_in(key, number)
+
+
+def _by_seed(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
+    """Numbers, or arrays of one for each seed, as numbers for each seed."""
+    names = {name: np.atleast_1d(values) for name, values in metrics.items()}
+    return [dict(zip(names, map(float, values))) for values in zip(*names.values(), strict=True)]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    """Trees of one seed each as one with an axis of seeds; a single one as it is."""
+    return trees[0] if len(trees) == 1 else _spread(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+
+
+def _spread(tree: Any) -> Any:
+    """Divides the axis of seeds, where there is one, among the devices if it comes out even."""
+    mesh = jax.make_mesh((jax.device_count(),), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def place(leaf):
+        even = jax.device_count() > 1 and leaf.shape[0] % jax.device_count() == 0
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P("seeds"))) if even else leaf
+
+    return jax.tree.map(place, tree)
 
 
 def _target(config: Config) -> GanState:
     return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
 
 
+def _open_directories(
+    config: Config, seeds: Sequence[int], task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
+) -> list[Path]:
+    """Makes the directory of each seed, or checks that the run in an old one is this one."""
+    _open_directory(config, seeds, task, out, resume, command, data_dir)
+    places = directories(out, seeds)
+    if len(seeds) > 1:
+        for seed, place in zip(seeds, places, strict=True):
+            _open_directory(config, [seed], task, place, (place / "config.json").exists(), command, data_dir)
+    return places
+
+
 def _open_directory(
-    config: Config, seed: int, task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
+    config: Config, seeds: Sequence[int], task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
 ) -> None:
     """Writes `config.json` in a new directory, or checks that the run in an old one is this one."""
     place = ""
@@ -440,10 +572,12 @@ def _open_directory(
 
         place = str(corpora.place(data_dir))
     if resume:
-        saved, saved_seed, record = open_run(out)
+        saved, seed, record = open_run(out, several=True)
         changed = differences(saved, config)
-        if saved_seed != seed:
-            changed.append(f"seed ({saved_seed}, now {seed})")
+        if seed != seeds[0]:
+            changed.append(f"seed ({seed}, now {seeds[0]})")
+        if record["seeds"] != len(seeds):
+            changed.append(f"seeds ({record['seeds']}, now {len(seeds)})")
         now = task.source
         changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
         if changed:
@@ -463,7 +597,8 @@ def _open_directory(
         raise RunError(f"{out}: {error.strerror}; choose another --out") from None
     record = {
         "config": config.to_json(),
-        "seed": seed,
+        "seed": seeds[0],
+        "seeds": len(seeds),
         "data": task.source,
         "data_dir": place,
         "command": command,
@@ -488,11 +623,37 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _restore_or_init(config: Config, keys: Keys, checkpoints: Checkpoints, display) -> tuple[GanState, int, dict]:
-    if checkpoints.steps():
-        restored = checkpoints.restore(_target(config), on_skip=display.message)
-        return restored.state, restored.step, restored.extra
-    return jax.jit(training.init, static_argnums=0)(config, keys.init), 0, {}
+def _restore_or_init(config: Config, keys: Keys, checkpoints: Sequence[Checkpoints], display):
+    """The state, the units done and what else each seed's checkpoint holds."""
+    init = functools.partial(jax.jit(training.init, static_argnums=0), config)
+    if not all(of_seed.steps() for of_seed in checkpoints):
+        state = _spread(jax.vmap(init)(keys.init)) if keys.init.ndim else init(keys.init)
+        return state, 0, [{} for _ in checkpoints]
+    most = None
+    while True:  # a kill while they were being saved left some seeds a checkpoint ahead
+        restored = [of_seed.restore(_target(config), on_skip=display.message, most=most) for of_seed in checkpoints]
+        if len(steps := {of_seed.step for of_seed in restored}) == 1:
+            return _stack([of_seed.state for of_seed in restored]), steps.pop(), [of_seed.extra for of_seed in restored]
+        most = min(steps)
+
+
+def _save(
+    checkpoints: Sequence[Checkpoints], step: int, state: GanState, extras: list[dict], lines: list[dict]
+) -> None:
+    """Saves each seed's part of the state; `lines` are its metrics."""
+    leaves, tree = jax.tree.flatten(jax.device_get(state))
+    for i, (of_seed, extra, line) in enumerate(zip(checkpoints, extras, lines, strict=True)):
+        own = leaves if len(checkpoints) == 1 else [leaf[i] for leaf in leaves]
+        best = {}
+        if "nll_gen" in line:
+            best = {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
+        of_seed.save(step, jax.tree.unflatten(tree, own), extra, best)
+
+
+def _require_finite(place: Path, line: dict[str, Any]) -> None:
+    for name, value in line.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunError(f"{name} is {value} in unit {line['unit']} of {place}; the checkpoint before is intact")
 
 
 def _keep_lines(path: Path, done: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ Source: Caccia et al. 2020, Language GANs Falling Short, arXiv:1811.02549, secti
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,13 +56,14 @@ def references(config: Config, task: run.Task) -> References:
 
 
 def word_references(
-    config: Config, vocabulary: data.Vocabulary, sentences: Sequence[Sequence[str]], name: str
+    config: Config,
+    vocabulary: data.Vocabulary,
+    sentences: Sequence[Sequence[str]],
+    name: str,
+    on_doubt: Callable[[str], None] = lambda line: None,
 ) -> References:
-    """References of any length, as words. Raises `DataError`, which names `name`, if none fits the length."""
-    fitting = [words for words in sentences if len(words) < config.length]
-    if not fitting:
-        raise data.DataError(f"{name}: every sentence is longer than the run's {config.length - 1} words")
-    rows = data.encode_rows(fitting, vocabulary, config.length)
+    """References of any length, as words; doubts and errors as of `run.encode_heldout`."""
+    rows = run.encode_heldout(config, vocabulary, sentences, name, on_doubt)
     return References(sentences, jnp.array(_spread(rows, config.num_heldout)), name)
 
 

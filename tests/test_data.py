@@ -283,7 +283,7 @@ def test_split_sizes_order_and_seed(n, heldout):
 
     again = data.encode_corpus(numbered(n), make_config(), seed=0)
     np.testing.assert_array_equal(corpus.train, again.train)
-    others = [data.encode_corpus(numbered(n), make_config(), seed) for seed in range(1, 5)]
+    others = [data.encode_corpus(numbered(n), make_config(), seed=seed) for seed in range(1, 5)]
     assert any(numbers(other.train, other) != train for other in others)
 
 
@@ -331,28 +331,28 @@ def test_too_long_is_dropped_and_duplicates_are_counted():
     ],
 )
 def test_encode_corpus_refuses(sentences, overrides, expected):
-    text = message(data.encode_corpus, sentences, make_config(**overrides), 0)
+    text = message(data.encode_corpus, sentences, make_config(**overrides))
     assert text.startswith("captions.txt: ") and expected in text
 
 
 def test_sentences_are_kept_as_words_and_test_as_it_is():
     sentences = [[str(i), "x"] for i in range(40)] + [["w"] * 9]
     test = [["3", "x"], ["w"] * 9, ["3", "x"], ["y"], ["x", "3"]]
-    corpus = data.encode_corpus(sentences, make_config(), 0, test)
+    corpus = data.encode_corpus(sentences, make_config(), test)
     assert corpus.train_sentences + corpus.heldout_sentences != sentences[:40]  # it was split
     assert sorted(corpus.train_sentences + corpus.heldout_sentences) == sorted(sentences[:40])
     assert corpus.test == test
     assert corpus.test_duplicates == 2 * (["3", "x"] in corpus.train_sentences) == 2
     np.testing.assert_array_equal(data.encode_rows(corpus.train_sentences, corpus.vocabulary, 8), corpus.train)
     np.testing.assert_array_equal(data.encode_rows(corpus.heldout_sentences, corpus.vocabulary, 8), corpus.heldout)
-    assert data.encode_corpus(sentences, make_config(), 0).test is None
+    assert data.encode_corpus(sentences, make_config()).test is None
 
 
 def test_load_corpus_reads_and_names_the_file(tmp_path):
     path = write(tmp_path, "A cat\na CAT\n" * 5)
-    assert len(data.load_corpus(make_config(path), 0).vocabulary) == 6
-    assert data.load_corpus(make_config(path, lowercase=True), 0).vocabulary.words == ("<unk>", "<end>", "a", "cat")
-    assert message(data.load_corpus, make_config(path, min_count=99), 0).startswith(f"{path}: min_count 99")
+    assert len(data.load_corpus(make_config(path)).vocabulary) == 6
+    assert data.load_corpus(make_config(path, lowercase=True)).vocabulary.words == ("<unk>", "<end>", "a", "cat")
+    assert message(data.load_corpus, make_config(path, min_count=99)).startswith(f"{path}: min_count 99")
 
 
 def test_digest(tmp_path):
@@ -367,7 +367,7 @@ def test_real_captions():
     assert len(sentences) == 10_000
     assert len({word for words in sentences for word in words}) == 4_659 and max(map(len, sentences)) == 37
 
-    corpus = data.load_corpus(preset("coco", corpus=str(COCO)), seed=0)
+    corpus = data.load_corpus(preset("coco", corpus=str(COCO)))
     assert corpus.dropped == 3
     assert len(corpus.train) + len(corpus.heldout) + corpus.dropped == 10_000
     assert len(corpus.heldout) == (10_000 - corpus.dropped) // 10

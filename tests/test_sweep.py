@@ -306,7 +306,7 @@ def test_an_mle_model_is_not_called_leakgan(copy, capsys):
 
 def test_a_text_run_is_compared_as_words(tmp_path, short, seen, capsys):
     (tmp_path / "corpus.txt").write_text(CORPUS, encoding="utf-8")
-    (tmp_path / "references.txt").write_text("the zebra sleeps\na man rides\n" * 3)
+    (tmp_path / "references.txt").write_text("the zebra sleeps\na man rides\n" * 3 + "the man " * 9 + "\n")
     out, small = tmp_path / "run", "--pretrain-rounds 1 --pretrain-draws 0 --mle-epochs 1 --adversarial-iterations 0"
     argv = [*TINY[2:], "--min-count", "2", "--lowercase", *small.split(), "--corpus", tmp_path / "corpus.txt"]
     assert leakgan("train", "coco", "--out", out, *argv) == 0
@@ -316,7 +316,8 @@ def test_a_text_run_is_compared_as_words(tmp_path, short, seen, capsys):
     assert {row["nll_oracle"] for row in rows} == {None} and rows[0]["nll_gen"] is None
     assert all(isinstance(word, str) for hypotheses, _ in seen for words in hypotheses for word in words)
     assert leakgan("evaluate", out, "--sweep", "--num", 12, "--references", tmp_path / "references.txt") == 0
-    assert seen[-1][1] == [["the", "zebra", "sleeps"], ["a", "man", "rides"]] * 3
+    assert seen[-1][1] == [["the", "zebra", "sleeps"], ["a", "man", "rides"]] * 3 + [["the", "man"] * 9]
+    assert "note: 1 of 7 sentences" in capsys.readouterr().err
     (tmp_path / "corpus.txt").write_text(CORPUS + "a dog\n", encoding="utf-8")
     assert leakgan("evaluate", out, "--sweep") == 2
     assert "changed" in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""Several seeds in one program: each against its own single run, resuming, sharing of devices, and bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_run import CORPUS, TEXT, TINY, assert_same_run, leakgan, metrics
+
+from leakgan_jax import run
+from leakgan_jax.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("fast_compile", "unchecked_keys")
+
+
+@pytest.fixture(scope="module")
+def unchecked_keys():
+    """The checker takes every vmapped scan over split keys for a reuse; single runs pass it, in `test_run`."""
+    jax.config.update("jax_debug_key_reuse", False)
+    yield
+    jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, fast_compile, unchecked_keys):
+    """Seeds 5 and 6 of the tiny synthetic task in one run."""
+    out = tmp_path_factory.mktemp("seeds") / "together"
+    assert leakgan("train", "--out", out, "--seed", 5, "--seeds", 2, *TINY) == 0
+    return out
+
+
+def test_each_seed_is_its_own_single_run_up_to_rounding(together, tmp_path):
+    alone = {}
+    for seed in (5, 6):
+        assert leakgan("train", "--out", tmp_path / f"{seed}", "--seed", seed, *TINY) == 0
+        alone[seed] = metrics(tmp_path / f"{seed}")
+        for line, other in zip(metrics(together / f"seed-{seed}"), alone[seed], strict=True):
+            assert line == pytest.approx(other, rel=2e-3, abs=2e-3)
+    assert alone[5][3]["nll_gen"] != pytest.approx(alone[6][3]["nll_gen"], rel=2e-3)  # the seeds differ by more
+
+
+def test_every_seed_s_directory_is_a_run_and_the_whole_has_mean_and_spread(together, capsys):
+    for name in ("report.md", "curves.png", "config.json"):
+        assert (together / name).exists() and (together / "seed-5" / name).exists()
+    tables = {}
+    for place in (together, together / "seed-5", together / "seed-6"):
+        rows = [line.split("|") for line in (place / "report.md").read_text().splitlines() if "| LeakGAN |" in line]
+        tables[place.name] = rows[0][3]
+        assert len(rows) == 2
+    mean, spread = (float(number) for number in tables["together"].split("±"))
+    values = [float(tables[f"seed-{seed}"]) for seed in (5, 6)]
+    assert mean == pytest.approx(np.mean(values), abs=1e-3)
+    assert spread == pytest.approx(np.std(values, ddof=1), abs=1.5e-3) and spread > 0
+    assert "5 to 6" in (together / "report.md").read_text()
+    assert leakgan("sample", together / "seed-6", "--num", 2) == 0
+    assert leakgan("evaluate", together / "seed-6", "--json") == 0
+    capsys.readouterr()
+    assert leakgan("sample", together) == 2
+    assert "seed-5 to" in capsys.readouterr().err
+
+
+def test_seeds_resume_together_where_the_last_one_saved_is(together, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    with Checkpoints(out / "seed-6", create=False) as checkpoints:
+        newest = checkpoints.steps()[-1]
+    shutil.rmtree(out / "seed-6" / "checkpoints" / str(newest))  # as a kill between the two saves leaves it
+    shutil.rmtree(out / "seed-5" / "checkpoints" / "7", ignore_errors=True)
+    assert leakgan("train", "--out", out, "--resume") == 0
+    for seed in (5, 6):
+        assert_same_run(together / f"seed-{seed}", out / f"seed-{seed}")
+
+
+def test_a_kill_before_a_seed_had_its_directory(together, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    shutil.rmtree(out / "seed-6")
+    assert leakgan("train", "--out", out, "--resume") == 0
+    for seed in (5, 6):
+        assert_same_run(together / f"seed-{seed}", out / f"seed-{seed}")
+
+
+def test_seeds_share_a_text_and_its_split(tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text(CORPUS, encoding="utf-8")
+    small = ["--pretrain-draws", 0, "--mle-epochs", 1, "--adversarial-iterations", 0]
+    argv = ["train", "coco", "--out", tmp_path / "run", "--corpus", tmp_path / "corpus.txt", *TEXT, *small]
+    assert leakgan(*argv, "--seeds", 2) == 0
+    assert "±" in capsys.readouterr().out
+    one, other = (json.loads((tmp_path / "run" / f"seed-{i}" / "config.json").read_text()) for i in range(2))
+    assert one["data"] == other["data"] and (one["seed"], other["seed"]) == (0, 1)
+    assert (tmp_path / "run/seed-0/samples.txt").read_text() != (tmp_path / "run/seed-1/samples.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--seeds", "0"], "seeds is 0"),
+        (["--seeds", "2000"], "seeds is 2000"),
+        (["--seed", str(2**32 - 1), "--seeds", "2"], "last seed"),
+    ],
+)
+def test_bad_numbers_of_seeds(argv, expected, tmp_path, capsys):
+    assert leakgan("train", "--out", tmp_path / "run", *argv) == 2
+    assert expected in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_resuming_other_seeds_is_an_error(together, capsys):
+    assert leakgan("train", "--out", together, "--resume", "--seeds", 3) == 2
+    assert "seeds (2, now 3)" in capsys.readouterr().err
+
+
+def test_devices_share_the_seeds(tmp_path):
+    argv = ["train", "--seed", "5", "--seeds", "2", *TINY, "--pretrain-draws", "0", "--pretrain-rounds", "1"]
+    argv += ["--adversarial-iterations", "1", "--adversarial-draws", "0", "--out"]
+    assert leakgan(*argv, tmp_path / "one") == 0
+    code = f"""
+        import jax
+        from leakgan_jax import cli, run
+        unit, seen = run._run_unit, set()
+        def watched(*args):
+            state, metrics = unit(*args)
+            seen.update(str(leaf.sharding.spec) for leaf in jax.tree.leaves(state) if leaf.ndim > 1)
+            return state, metrics
+        run._run_unit = watched
+        assert cli.main({[*argv, str(tmp_path / "two")]!r}) == 0
+        print(jax.device_count(), *seen)
+    """
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 P('seeds',)"
+    for seed in (5, 6):
+        one, two = (metrics(tmp_path / name / f"seed-{seed}") for name in ("one", "two"))
+        for line, other in zip(one, two, strict=True):
+            assert line == pytest.approx(other, rel=2e-3, abs=2e-3)
+
+
+def test_one_seed_s_run_is_the_directory_itself():
+    assert run.directories(Path("out"), [3]) == [Path("out")]
