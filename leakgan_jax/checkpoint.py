@@ -66,7 +66,7 @@ class Checkpoints:
     def __init__(self, path: str | os.PathLike, create: bool):
         """Opens `path/checkpoints`, making it if `create`. Raises CheckpointError if it is not there or not usable."""
         self._root = pathlib.Path(path).resolve() / "checkpoints"
-        self._skipped = set()  # steps `restore` found damaged: not worth one of the places for the newest two
+        self._skipped = set()  # steps `restore` passed over: not worth one of the places for the newest two
         try:
             if create:
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -138,13 +138,15 @@ class Checkpoints:
             target: pytree of arrays or `jax.ShapeDtypeStruct`s, for structure, shapes and dtypes.
             which: "newest"; "best", of lowest `nll_gen`; or "mle", the best of those with `pretrain == 1`.
             on_skip: told in one line of each damaged checkpoint that "newest" passes over.
-            most: the newest step that "newest" may be.
+            most: the newest step that "newest" may be; later ones need not be kept any more.
         Raises:
             CheckpointError if none is intact, if "best" or "mle" is damaged or cannot be told because another
             checkpoint's metrics are, or if the checkpoint does not fit `target`.
         """
         steps = self.steps()[::-1] if which == "newest" else self._lowest_nll(which)
-        steps = [step for step in steps if most is None or step <= most]
+        if most is not None:
+            self._skipped |= {step for step in steps if step > most}
+            steps = [step for step in steps if step <= most]
         if not steps:
             raise CheckpointError(f"{self._root}: holds no checkpoint to restore as {which!r}")
         for step, older in zip(steps, [*steps[1:], None]):

@@ -24,7 +24,8 @@ def draw_curves(
     means, in bands of a standard deviation.
     """
     plt = pyplot()
-    scored = list(zip(*([line for line in lines if "nll_gen" in line] for lines in runs), strict=True))
+    by_step = [{(line["phase"], line["step"]): line for line in lines if "nll_gen" in line} for lines in runs]
+    scored = [[lines[at] for lines in by_step] for at in by_step[0] if all(at in lines for lines in by_step)]
     pretrain_end = config.pretrain_rounds * config.mle_epochs
     at = [line["step"] + (pretrain_end if line["phase"] == "adversarial" else 0) for line, *_ in scored]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")

@@ -123,6 +123,8 @@ def load_task(
 ) -> tuple[Config, Task]:
     """Makes or reads the data, and sets `vocab_size` to what it holds and `dataset` to its full name.
 
+    Of the synthetic task every seed has sentences of its own, of text all have the same.
+
     `manual_dir` and `data_dir` are of a dataset, as in `corpora.load`; one that is prepared needs only `data_dir`.
     """
     if config.is_text:
@@ -198,8 +200,9 @@ def train(
     """
     from leakgan_jax import report  # matplotlib: not for those who only sample
 
-    if resume and data_dir is None:
-        data_dir = open_run(out, several=True)[2]["data_dir"] or None
+    if resume:
+        _require_whole(out)
+        data_dir = data_dir or open_run(out, several=True)[2]["data_dir"] or None
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
     places = _open_directories(config, seeds, task, out, resume, command, data_dir)
     units, keys, real_nlls = schedule(config), _keys(seeds), _real_nlls(task, len(seeds))
@@ -213,7 +216,7 @@ def train(
 
     with contextlib.ExitStack() as stack, _Signals() as signals:
         checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
-        state, done, extras = _restore_or_init(config, keys, checkpoints, display)
+        state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
         lines = [_keep_lines(place / "metrics.jsonl", done) for place in places]
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
@@ -242,14 +245,14 @@ def train(
                 _append(place / "metrics.jsonl", new[i])
                 lines[i].append(new[i])
             display.update(index + 1, new, unit_seconds)
-            due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            if unit.evaluate or due or signals.caught or index + 1 == len(units):
+            due, stop = time.monotonic() - saved_at > CHECKPOINT_SECONDS, signals.caught
+            if unit.evaluate or due or stop or index + 1 == len(units):
                 _save(checkpoints, index + 1, state, extras, new)
-            if due or signals.caught:
+            if due or stop:
                 draw_curves()
                 saved_at = time.monotonic()
-            if signals.caught:
-                return signals.caught
+            if stop:
+                return stop
         display.message("scoring the table")
         rows = {}
         if last_mle:
@@ -313,6 +316,7 @@ def open_task(out: Path) -> tuple[Config, Task]:
     config, task = load_task(config, seed, data_dir=place)
     if task.source != record["data"]:
         raise RunError(f"{out}: its data has changed since it was trained; restore it")
+    _require_vocabulary(out, task)
     return config, task
 
 
@@ -376,7 +380,9 @@ def encode_heldout(
     if not kept:
         raise data.DataError(f"{name}: every sentence is longer than the run's {config.length - 1} words")
     if out := len(sentences) - len(kept):
-        on_doubt(f"note: {out:,} of {len(sentences):,} sentences of {name} are longer than the run's; no NLL has them")
+        on_doubt(
+            f"note: {out:,} of {len(sentences):,} sentences of {name} are longer than the run's and left out of NLLs"
+        )
     types = {word for words in kept for word in words}
     if (unknown := vocabulary.unknown([types])) > 0.5:
         on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {name}; see its tokens")
@@ -582,6 +588,7 @@ def _open_directory(
         changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
         if changed:
             raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
+        _require_vocabulary(out, task)
         if place != record["data_dir"]:  # moved
             write(out / "config.json", json.dumps({**record, "data_dir": place}, indent=2) + "\n")
         return
@@ -610,6 +617,23 @@ def _open_directory(
     write(out / "config.json", json.dumps(record, indent=2) + "\n")  # last: with it the directory is a run
 
 
+def _require_whole(out: Path) -> None:
+    """`out` is not one of several seeds, which would get ahead of the others."""
+    parent = out.absolute().parent
+    try:
+        _, first, record = open_run(parent, several=True)
+    except RunError:
+        return
+    if out.absolute() in directories(parent, range(first, first + record["seeds"])):
+        raise RunError(f"{out} is one of several seeds; resume all of them, with --out {out.parent}")
+
+
+def _require_vocabulary(out: Path, task: Task) -> None:
+    """The ids of the words are those that the run in `out` learned."""
+    if task.vocabulary is not None and data.Vocabulary.load(out / "vocabulary.json").words != task.vocabulary.words:
+        raise RunError(f"{out / 'vocabulary.json'} is not that of its text; it was changed, or made by another version")
+
+
 def _versions() -> dict[str, str]:
     from importlib import metadata
 
@@ -623,18 +647,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _restore_or_init(config: Config, keys: Keys, checkpoints: Sequence[Checkpoints], display):
+def _restore_or_init(
+    config: Config, keys: Keys, places: Sequence[Path], checkpoints: Sequence[Checkpoints], display
+) -> tuple[GanState, int, list[dict]]:
     """The state, the units done and what else each seed's checkpoint holds."""
     init = functools.partial(jax.jit(training.init, static_argnums=0), config)
-    if not all(of_seed.steps() for of_seed in checkpoints):
+    steps = [of_seed.steps() for of_seed in checkpoints]
+    if not all(steps):  # killed before the first was saved, or some seeds' first
+        if any(len(of_seed) > 1 for of_seed in steps):
+            raise RunError(
+                f"{places[steps.index([])]} has lost its checkpoints; put them back, or choose another --out"
+            )
         state = _spread(jax.vmap(init)(keys.init)) if keys.init.ndim else init(keys.init)
         return state, 0, [{} for _ in checkpoints]
     most = None
     while True:  # a kill while they were being saved left some seeds a checkpoint ahead
         restored = [of_seed.restore(_target(config), on_skip=display.message, most=most) for of_seed in checkpoints]
-        if len(steps := {of_seed.step for of_seed in restored}) == 1:
-            return _stack([of_seed.state for of_seed in restored]), steps.pop(), [of_seed.extra for of_seed in restored]
-        most = min(steps)
+        if len({of_seed.step for of_seed in restored}) == 1:
+            break
+        most = min(of_seed.step for of_seed in restored)
+        display.message(f"not every seed has a later checkpoint than that of unit {most}: all go on from there")
+    return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
 
 
 def _save(

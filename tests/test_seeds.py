@@ -42,7 +42,7 @@ def test_each_seed_is_its_own_single_run_up_to_rounding(together, tmp_path):
         alone[seed] = metrics(tmp_path / f"{seed}")
         for line, other in zip(metrics(together / f"seed-{seed}"), alone[seed], strict=True):
             assert line == pytest.approx(other, rel=2e-3, abs=2e-3)
-    assert alone[5][3]["nll_gen"] != pytest.approx(alone[6][3]["nll_gen"], rel=2e-3)  # the seeds differ by more
+    assert alone[5][-1]["nll_gen"] != pytest.approx(alone[6][-1]["nll_gen"], rel=2e-3)  # the seeds differ by more
 
 
 def test_every_seed_s_directory_is_a_run_and_the_whole_has_mean_and_spread(together, capsys):
@@ -65,25 +65,70 @@ def test_every_seed_s_directory_is_a_run_and_the_whole_has_mean_and_spread(toget
     assert "seed-5 to" in capsys.readouterr().err
 
 
-def test_seeds_resume_together_where_the_last_one_saved_is(together, tmp_path):
+def drop(out: Path, *steps: int) -> None:
+    for step in steps:
+        shutil.rmtree(out / "checkpoints" / str(step))
+
+
+def steps_of(out: Path) -> list[int]:
+    with Checkpoints(out, create=False) as checkpoints:
+        return checkpoints.steps()
+
+
+def test_seeds_resume_together_from_the_last_one_that_all_have(together, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(together, out)
-    with Checkpoints(out / "seed-6", create=False) as checkpoints:
-        newest = checkpoints.steps()[-1]
-    shutil.rmtree(out / "seed-6" / "checkpoints" / str(newest))  # as a kill between the two saves leaves it
-    shutil.rmtree(out / "seed-5" / "checkpoints" / "7", ignore_errors=True)
+    drop(out / "seed-6", steps_of(out / "seed-6")[-1])  # as a kill between the two saves leaves it
     assert leakgan("train", "--out", out, "--resume") == 0
+    assert "all go on from there" in capsys.readouterr().err
     for seed in (5, 6):
         assert_same_run(together / f"seed-{seed}", out / f"seed-{seed}")
 
 
-def test_a_kill_before_a_seed_had_its_directory(together, tmp_path):
+def test_a_checkpoint_ahead_of_the_other_seeds_takes_no_place_from_the_common_one(together, tmp_path):
+    config, _, _ = run.open_run(together / "seed-5")
+    ahead = tmp_path / "seed-5"
+    shutil.copytree(together / "seed-5", ahead)
+    common, newest = steps_of(ahead)[-2:]
+    with Checkpoints(ahead, create=True) as checkpoints:
+        restored = checkpoints.restore(run._target(config), most=common)
+        assert restored.step == common
+        checkpoints.save(newest + 1, restored.state, {}, {})
+        assert common in checkpoints.steps() and newest not in checkpoints.steps()
+
+
+def test_a_kill_while_the_first_checkpoints_were_saved(together, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(together, out)
     shutil.rmtree(out / "seed-6")
+    drop(out / "seed-5", *steps_of(out / "seed-5")[1:])
     assert leakgan("train", "--out", out, "--resume") == 0
     for seed in (5, 6):
         assert_same_run(together / f"seed-{seed}", out / f"seed-{seed}")
+
+
+def test_a_seed_that_lost_its_checkpoints_does_not_cost_the_others_theirs(together, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    shutil.rmtree(out / "seed-6" / "checkpoints")
+    before = steps_of(out / "seed-5"), metrics(out / "seed-5")
+    assert leakgan("train", "--out", out, "--resume") == 2
+    assert "seed-6 has lost its checkpoints" in capsys.readouterr().err
+    assert (steps_of(out / "seed-5"), metrics(out / "seed-5")) == before
+
+
+def test_a_lost_metric_line_costs_no_run(together, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    lines = (out / "seed-6" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "seed-6" / "metrics.jsonl").write_text("".join(lines[:3] + lines[6:]))
+    drop(out / "seed-5", steps_of(out / "seed-5")[-1])
+    assert leakgan("train", "--out", out, "--resume") == 0
+
+
+def test_one_of_several_seeds_is_not_resumed_alone(together, capsys):
+    assert leakgan("train", "--out", together / "seed-6", "--resume") == 2
+    assert "one of several seeds" in capsys.readouterr().err
 
 
 def test_seeds_share_a_text_and_its_split(tmp_path, capsys):
