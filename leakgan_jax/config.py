@@ -289,8 +289,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discriminator_lr": 1e-3,
         # About where NLL_gen is lowest; and a discriminator that does not see through MLE samples by then would lead
         # the generator away from the oracle.
-        "pretrain_rounds": 3,
-        "pretrain_draws": 10,
+        "pretrain_rounds": 5,
+        "pretrain_draws": 6,
         "mle_epochs": 1,
         "draw_size": 500,
         "discriminator_epochs": 5,
