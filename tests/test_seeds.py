@@ -168,10 +168,8 @@ def test_resuming_other_seeds_is_an_error(together, capsys):
     assert "seeds (2, now 3)" in capsys.readouterr().err
 
 
-def test_devices_share_the_seeds(tmp_path):
-    argv = ["train", "--seed", "5", "--seeds", "2", *TINY, "--pretrain-draws", "0", "--pretrain-rounds", "1"]
-    argv += ["--adversarial-iterations", "1", "--adversarial-draws", "0", "--out"]
-    assert leakgan(*argv, tmp_path / "one") == 0
+def test_devices_share_the_seeds(together, tmp_path):
+    argv = ["train", "--seed", "5", "--seeds", "2", *TINY, "--out", str(tmp_path / "two")]
     code = f"""
         import jax
         from leakgan_jax import cli, run
@@ -181,7 +179,7 @@ def test_devices_share_the_seeds(tmp_path):
             seen.update(str(leaf.sharding.spec) for leaf in jax.tree.leaves(state) if leaf.ndim > 1)
             return state, metrics
         run._run_unit = watched
-        assert cli.main({[*argv, str(tmp_path / "two")]!r}) == 0
+        assert cli.main({argv!r}) == 0
         print(jax.device_count(), *seen)
     """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -191,7 +189,7 @@ def test_devices_share_the_seeds(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 P('seeds',)"
     for seed in (5, 6):
-        assert_close(*(metrics(tmp_path / name / f"seed-{seed}") for name in ("one", "two")))
+        assert_close(metrics(tmp_path / "two" / f"seed-{seed}"), metrics(together / f"seed-{seed}"))
 
 
 def test_one_seed_s_run_is_the_directory_itself():
