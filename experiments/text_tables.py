@@ -44,10 +44,10 @@ PUBLISHED = {
 }
 COMPARABLE = {
     "captions": (
-        "BLEU is comparable with Texygen's rows and Caccia et al.'s: 9,000 of the same 10,000 training captions, the same tokens, 10,000 "
-        "references and rule. Self-BLEU is not unless the number of samples is theirs (9,984 and 10,000), since it "
-        "grows with it: compare it with the real row here. The paper's rows are not comparable: 80,000 other captions, "
-        "and a rule of NLTK that drops orders without a match."
+        "BLEU is comparable with Texygen's rows and Caccia et al.'s: 9,000 of the same 10,000 training captions, the "
+        "same tokens, 10,000 references and rule. Self-BLEU is not unless the number of samples is theirs (9,984 and "
+        "10,000), since it grows with it: compare it with the real row here. The paper's rows are not comparable: "
+        "80,000 other captions, and a rule of NLTK that drops orders without a match."
     ),
     "news": (
         "Not comparable with any published row: those models saw some 270,000 training sentences, this one 9,000 of "
