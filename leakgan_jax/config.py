@@ -349,7 +349,7 @@ _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("news", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},  # none was released: as coco
 }
 PRESET_SUMMARIES = {
-    "quickstart": "a small synthetic oracle, every phase, about two minutes on two CPU cores",
+    "quickstart": "a small synthetic oracle, every phase, two to three minutes on two CPU cores",
     "synthetic20": "the paper's synthetic task, sentences of 20 tokens (Table 1); wants an accelerator",
     "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
     "coco": "image captions, or any text with --corpus FILE; wants an accelerator",
