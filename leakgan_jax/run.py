@@ -155,8 +155,9 @@ def load_tasks(
     """`load_task` of several seeds in one: in the synthetic task, `train` and `heldout` have an axis of seeds."""
     config, task = load_task(config, seeds[0], manual_dir, data_dir)
     if len(seeds) > 1 and task.oracle is not None:
-        drawn = [_draw_data(config, task.oracle, _keys([seed]).data) for seed in seeds]
-        task = task._replace(train=jnp.stack([d[0] for d in drawn]), heldout=jnp.stack([d[1] for d in drawn]))
+        others = [_draw_data(config, task.oracle, _keys([seed]).data) for seed in seeds[1:]]
+        train, heldout = map(jnp.stack, zip((task.train, task.heldout), *others))
+        task = task._replace(train=train, heldout=heldout)
     return config, task
 
 
