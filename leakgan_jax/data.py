@@ -207,12 +207,10 @@ def detokenize(words: Sequence[str], tokenizer: Tokenizer) -> str:
     return (" " if tokenizer == "whitespace" else "").join(words)
 
 
-def encode_corpus(
-    sentences: Sequence[list[str]], config: Config, test: list[list[str]] | None = None, seed: int = 0
-) -> Corpus:
-    """Drops what is too long, splits by `seed`, and encodes with the vocabulary of the training split.
+def encode_corpus(sentences: Sequence[list[str]], config: Config, test: list[list[str]] | None = None) -> Corpus:
+    """Drops what is too long, splits at random, and encodes with the vocabulary of the training split.
 
-    The seed is not that of a run: runs of different seeds are to have the same split.
+    The split does not depend on the seed of a run: runs of different seeds are to have the same one.
 
     A tenth of the sentences is held out, at most `config.num_heldout` and at least one. Both splits keep the
     order of `sentences`. `test` is passed on as it is. Does not read `config.vocab_size`: the vocabulary made here
@@ -233,7 +231,7 @@ def encode_corpus(
         raise DataError(f"{name}: {len(kept)} usable sentence(s) of {len(sentences)}; give at least 2")
 
     num_heldout = max(1, min(config.num_heldout, len(kept) // 10))
-    order = np.random.default_rng(seed).permutation(len(kept))
+    order = np.random.default_rng(0).permutation(len(kept))
     heldout = [kept[i] for i in np.sort(order[:num_heldout])]
     train = [kept[i] for i in np.sort(order[num_heldout:])]
     if len(train) < config.batch_size:

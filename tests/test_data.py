@@ -271,8 +271,8 @@ def numbers(rows, corpus):
 
 
 @pytest.mark.parametrize("n, heldout", [(5, 1), (19, 1), (20, 2), (30, 3), (60, 3)])
-def test_split_sizes_order_and_seed(n, heldout):
-    corpus = data.encode_corpus(numbered(n), make_config(), seed=0)
+def test_split_sizes_and_order(n, heldout):
+    corpus = data.encode_corpus(numbered(n), make_config())
     assert corpus.train.shape == (n - heldout, 8) and corpus.heldout.shape == (heldout, 8)
     assert corpus.train.dtype == corpus.heldout.dtype == np.int32
     train = numbers(corpus.train, corpus)
@@ -281,23 +281,23 @@ def test_split_sizes_order_and_seed(n, heldout):
     assert numbers(corpus.heldout, corpus) == [None] * heldout
     assert len(corpus.vocabulary) == 3 + n - heldout
 
-    again = data.encode_corpus(numbered(n), make_config(), seed=0)
+    again = data.encode_corpus(numbered(n), make_config())
     np.testing.assert_array_equal(corpus.train, again.train)
-    others = [data.encode_corpus(numbered(n), make_config(), seed=seed) for seed in range(1, 5)]
-    assert any(numbers(other.train, other) != train for other in others)
+    if n > 19:  # from all over the file
+        assert train not in (list(range(n - heldout)), list(range(heldout, n)))
 
 
 def test_heldout_keeps_file_order():
     common = [[str(i % 30)] for i in range(300)]  # every number is in training, whatever is held out
-    corpus = data.encode_corpus(common, make_config(num_heldout=30), seed=3)
-    order = np.random.default_rng(3).permutation(300)
+    corpus = data.encode_corpus(common, make_config(num_heldout=30))
+    order = np.random.default_rng(0).permutation(300)
     assert [corpus.vocabulary.decode(row) for row in corpus.heldout] == [common[i][0] for i in sorted(order[:30])]
     assert corpus.duplicates == 30
 
 
 def test_rows_and_vocabulary_by_hand():
     sentences = [["b", "a", "<end>", "b"]] * 40 + [["c", "<unk>"]] * 10
-    corpus = data.encode_corpus(sentences, make_config(min_count=2), seed=0)
+    corpus = data.encode_corpus(sentences, make_config(min_count=2))
     assert corpus.vocabulary.words == ("<unk>", "<end>", "b", "a", "c")
     rows = np.unique(corpus.train, axis=0).tolist()
     assert rows == [[2, 3, UNK, 2, END, 5, 5, 5], [4, UNK, END, 5, 5, 5, 5, 5]]
@@ -305,17 +305,17 @@ def test_rows_and_vocabulary_by_hand():
 
 def test_vocabulary_breaks_ties_by_alphabet_and_minds_min_count():
     sentences = [["z", "m", "a"], ["m", "z"]] * 20 + [["once"]]
-    corpus = data.encode_corpus(sentences, make_config(min_count=2), seed=0)
+    corpus = data.encode_corpus(sentences, make_config(min_count=2))
     assert corpus.vocabulary.words == ("<unk>", "<end>", "m", "z", "a")
 
 
 def test_too_long_is_dropped_and_duplicates_are_counted():
     fits, too_long = ["w"] * 7, ["w"] * 8
-    corpus = data.encode_corpus([fits, too_long] * 20, make_config(), seed=0)
+    corpus = data.encode_corpus([fits, too_long] * 20, make_config())
     assert corpus.dropped == 20 and corpus.duplicates == 2
     assert len(corpus.train) == 18 and len(corpus.heldout) == 2
     assert (corpus.train == [2] * 7 + [END]).all()
-    assert data.encode_corpus(numbered(30), make_config(), seed=0).duplicates == 0
+    assert data.encode_corpus(numbered(30), make_config()).duplicates == 0
 
 
 @pytest.mark.parametrize(
