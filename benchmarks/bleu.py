@@ -10,14 +10,13 @@ JSON line a row to `--out`. CPU seconds say what it costs where others share the
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import measure
 from leakgan_jax import data, metrics
 
 SIZES = (1_000, 2_500, 5_000, 10_000)
@@ -39,14 +38,13 @@ def main() -> None:
     else:
         texts = [data.read_sentences(path, False, args.tokenizer) for path in (args.hypotheses, args.references)]
         corpus = f"{args.hypotheses.name} against {args.references.name}, {args.tokenizer}"
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {
         "corpus": corpus,
-        "device": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": measure.processor(),
+        "cores": measure.cores(),
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "commit": revision or "unknown",
+        "commit": measure.commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
@@ -55,8 +53,8 @@ def main() -> None:
     for size in SIZES:
         hypotheses, references = (text[:size] for text in texts)
         words = sum(map(len, hypotheses)) + sum(map(len, references))
-        measure(hypotheses, references)  # warm-up
-        times = np.array([measure(hypotheses, references) for _ in range(args.repeats)])
+        seconds(hypotheses, references)  # warm-up
+        times = np.array([seconds(hypotheses, references) for _ in range(args.repeats)])
         (low, mid, high), cpu = np.percentile(times[:, 0], [10, 50, 90]), np.median(times[:, 1])
         counts = {"hypotheses": len(hypotheses), "references": len(references), "words": words}
         print(
@@ -69,7 +67,7 @@ def main() -> None:
             file.write(json.dumps({**row, "cpu_s_median": cpu, "repeats": args.repeats, **facts}) + "\n")
 
 
-def measure(hypotheses, references) -> tuple[float, float]:
+def seconds(hypotheses, references) -> tuple[float, float]:
     """Wall and CPU seconds of both metrics."""
     wall, cpu = time.perf_counter(), time.process_time()
     metrics.bleu(hypotheses, references)
@@ -83,17 +81,6 @@ def synthetic(seed: int, num: int = max(SIZES), num_words: int = 5_000) -> list[
     rank = 1 / np.arange(1, num_words + 1)
     words = np.char.add("w", rng.choice(num_words, lengths.sum(), p=rank / rank.sum()).astype(str))
     return [part.tolist() for part in np.split(words, np.cumsum(lengths)[:-1])]
-
-
-def processor() -> str:
-    """The CPU's name, where the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
