@@ -1,0 +1,244 @@
+"""The benchmarks: the hand count of work against what the programs contain, and the programs themselves."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from benchmarks import measure, scaling, textbook, throughput, work
+from leakgan_jax import config as config_
+from leakgan_jax import rollout, training
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+TINY = {
+    "vocab_size": 7,
+    "length": 8,
+    "filter_windows": (1, 3, 8),
+    "filter_counts": (4, 3, 2),
+    "discriminator_embedding": 6,
+    "worker_embedding": 5,
+    "worker_hidden": 3,
+    "manager_hidden": 2,
+    "goal_dim": 2,
+    "completions": 2,
+    "batch_size": 4,
+    "sample_batch": 500,
+    "oracle_hidden": 3,
+    "num_heldout": 4,
+    "adversarial_draws": 1,
+    "discriminator_epochs": 1,
+}
+
+
+@pytest.fixture
+def unchecked():
+    """Staircase rollouts copy carries, keys included, before giving the copies keys of their own: see test_rollout."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
+# --- Work ------------------------------------------------------------------------------------------------------------
+
+
+def products(jaxpr) -> int:
+    """Multiply-adds of every matrix product and convolution in a jaxpr, those of a scan as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        out, inputs = equation.outvars[0].aval, [v.aval for v in equation.invars]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += math.prod(out.shape) * math.prod(inputs[0].shape[d] for d in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            total += math.prod(out.shape) * math.prod(inputs[1].shape[:2])  # width and channels of the kernel
+        inner = sum(products(sub) for sub in jaxprs_in_params(equation.params))
+        assert not inner or equation.primitive.name != "while", "a loop that runs nobody knows how often"
+        total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
+    return total
+
+
+def of_a_sentence(function, config) -> int:
+    """What one sentence more adds to `function(config, state, data)`: without what is done once a call."""
+    counts = []
+    for batch in (4, 6):
+        c = dataclasses.replace(config, batch_size=batch)
+        state, data = jax.eval_shape(functools.partial(throughput.inputs, c))
+        counts.append(products(jax.make_jaxpr(functools.partial(function, c))(state, data).jaxpr))
+    return (counts[1] - counts[0]) / 2
+
+
+@pytest.mark.parametrize("reading", ["paper", "released"])
+def test_hand_count_is_what_the_programs_multiply(tiny_config, reading, unchecked):
+    config = tiny_config(reading, sample_batch=500)
+    one = dataclasses.replace(config, batch_size=1)
+    empty = work.highway(config)  # of the empty prefix, which the programs compute for every row anew
+
+    def run(what):
+        return lambda c, s, d: throughput.rows(c, c.batch_size)[what].run(throughput.OURS, s, d)
+
+    hand = {
+        "sample": work.sample(config, 1) + 2 * empty,
+        "mle": work.mle_step(config, 1) + empty,
+        "discriminator": work.discriminator_step(config, 1),
+        "generator": work.generator_step(one) + 2 * empty,
+    }
+    assert {what: of_a_sentence(run(what), config) for what in hand} == hand
+
+
+def test_hand_count_of_rounds_and_of_the_textbook_form(tiny_config):
+    config = tiny_config("paper", sample_batch=500, eval_samples=10, num_heldout=10, draw_size=10)
+    traced = {
+        "draw": lambda s, d: textbook.discriminator_draw(config, s, d.heldout, d.key),
+        "textbook": lambda s, d: textbook.sample(config, s.params, d.key, 5, 1.0),
+    }
+    state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
+    found = {name: products(jax.make_jaxpr(function)(state, data).jaxpr) for name, function in traced.items()}
+    assert found["textbook"] == work.textbook_sample(config, 5)
+    rounds = work.discriminator_draw(config, 10) - work.sample(config, 10) + work.textbook_sample(config, 10)
+    assert found["draw"] == rounds  # 10 + 10 sentences, 4 steps an epoch
+
+
+def test_xla_counts_the_same_where_scans_are_unrolled(monkeypatch, unchecked):
+    """XLA counts elementwise work too, hence sizes at which products are most of it."""
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    sizes = {"vocab_size": 300, "length": 4, "goal_horizon": 2, "filter_windows": (1, 4), "filter_counts": (100, 60)}
+    config = throughput.preset("synthetic20", **sizes, manager_hidden=40, worker_hidden=50, completions=2)
+
+    def flops(function, batch):
+        c = dataclasses.replace(config, batch_size=batch)
+        state, data = jax.eval_shape(functools.partial(throughput.inputs, c))
+        return jax.jit(functools.partial(function, c)).lower(state, data).cost_analysis()["flops"]
+
+    pieces = {
+        work.sample: lambda c, s, d: rollout.sample(c, s.params, jax.random.split(d.key, c.batch_size), 1.0),
+        work.sample_with_values: lambda c, s, d: throughput.sample_with_values(c, s.params, d.key, 1.0),
+        work.mle_step: lambda c, s, d: training.mle_step(c, s, d.tokens),
+        work.discriminator_step: lambda c, s, d: training.discriminator_step(c, s, d.tokens, d.is_real, d.key),
+    }
+    for count, function in pieces.items():
+        counted = (flops(function, 6) - flops(function, 4)) / 2
+        assert 1 < counted / (2 * count(config, 1)) < 1.2, count.__name__
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_trains_goes_on_from_its_new_state_and_leaves_the_given_one():
+    given = np.float32(3.0) * np.ones(2, np.float32)
+    program = measure.Program(lambda state, data: (state + data, state), jax.numpy.asarray(given), 2.0, trains=True)
+    times = measure.alternate([program, program], repeats=4, budget=60.0)
+    assert times.shape == (4, 2) and np.all(times > 0)
+    np.testing.assert_array_equal(program._state, given + 2 * (2 + 8))  # a warm-up each, and four calls each
+
+
+def test_at_least_three_calls_are_timed_whatever_the_budget():
+    program = measure.Program(lambda state, data: state + data, 1.0, 2.0, trains=False)
+    assert measure.alternate([program], repeats=1, budget=0.0).shape == (3, 1)
+
+
+def test_exponent_is_the_slope_of_a_power():
+    assert scaling.exponent([20, 40, 80], [3 * x**1.5 for x in (20, 40, 80)]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("variable", scaling.VARIABLES)
+def test_points_change_one_size(variable):
+    base = scaling.base_config("synthetic40")
+    assert base.length == 20 and max(base.filter_windows) == 20
+    curve = scaling.points(base, variable)
+    assert len({point.value for point in curve}) == 3
+    assert any(point.config == base for point in curve)
+    for point in curve:
+        fields = dataclasses.asdict(point.config).items() - dataclasses.asdict(base).items()
+        assert len(fields) <= 1
+
+
+@pytest.mark.parametrize("what", throughput.ROWS)
+def test_every_row_runs_in_both_forms_and_trains_what_it_says(what, unchecked):
+    config = config_.preset("synthetic20", **{**TINY, "draw_size": 4})
+    state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
+    row = throughput.rows(config, 6)[what]
+    assert row.sentences > 0 and row.multiply_adds > 0
+    for form in (throughput.OURS, throughput.TEXTBOOK):
+        out = jax.eval_shape(functools.partial(row.run, form), state, data)
+        same = jax.tree.structure(out[0]) == jax.tree.structure(state)
+        assert same == row.trains
+
+
+# --- The commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch):
+    """`tiny`, a preset that compiles in no time, and a machine whose peak is known without measuring it."""
+    monkeypatch.setitem(config_.PRESETS, "tiny", TINY)
+    monkeypatch.setattr(measure, "peak", lambda size, precision: 1e9)
+    monkeypatch.setattr(scaling, "LENGTHS", (8, 16, 32))
+
+
+def test_throughput_prints_a_table_and_appends_lines(tiny_preset, unchecked, tmp_path, capsys):
+    out = tmp_path / "new" / "throughput.jsonl"
+    arguments = "--preset tiny --rows sample --against textbook --repeats 3 --out"
+    throughput.main([*arguments.split(), str(out)])
+    ours, slow = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["what"], line["form"]) for line in (ours, slow)] == [("sample", "ours"), ("sample", "textbook")]
+    assert ours["multiply_adds"] == work.sample(config_.preset("tiny"), 4)
+    assert ours["share_of_peak"]["float32"] == pytest.approx(2 * ours["multiply_adds"] / ours["s_median"] / 1e9)
+    assert ours["tokens_per_s"] == pytest.approx(8 * 4 / ours["s_median"])
+    assert slow["times_ours"] == pytest.approx(slow["s_median"] / ours["s_median"])
+    assert ours["s_p10"] <= ours["s_median"] <= ours["s_p90"] and ours["compile_s"] > 0 and ours["repeats"] == 3
+    assert {"device", "jax", "commit", "date", "precision"} <= ours.keys()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+
+
+def test_scaling_writes_its_three_files(tiny_preset, monkeypatch, tmp_path, capsys):
+    def made_up(piece, config, seeds, repeats, budget):
+        size = config.length * config.batch_size * seeds
+        return scaling.Cost(0.9 * size, size, 1.1 * size, 1.0, 3, 10**6 * size, 1000 * size)
+
+    monkeypatch.setattr(scaling, "cost", made_up)
+    scaling.main(["--preset", "tiny", "--variables", "T", "S", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "scaling.jsonl").read_text().splitlines()]
+    measured = [(variable, n) for variable, values in (("T", (8, 16, 32)), ("S", (1, 2, 4))) for n in values]
+    assert list(dict.fromkeys((line["variable"], line["value"]) for line in lines)) == measured
+    assert {line["piece"] for line in lines} == set(scaling.PIECES)
+    for name in ("scaling_T.png", "scaling_S.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "scaling.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| MLE step | 32,000 | 64,000 | 128,000 | 1 | 1.00 | 1.00 | as the work |" in text
+    assert "| MLE step | 32 | 64 | 128 | 1 | 1.00 | as it should |" in text
+
+
+def test_seeds_are_models_sampled_together():
+    config = config_.preset("synthetic20", **TINY)
+    both = scaling.cost("sample", config, seeds=2, repeats=3, budget=0.0)
+    assert both.multiply_adds == 2 * work.sample(config, 4)
+    assert both.memory > 0 and both.repeats == 3 and 0 < both.s_p10 <= both.s_median <= both.s_p90
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (throughput, ["--preset", "synthetic2"]),
+        (throughput, ["--rows", "sampling"]),
+        (throughput, ["--repeats", "0"]),
+        (throughput, ["--budget", "nan"]),
+        (throughput, ["--against", "seqgan"]),
+        (scaling, ["--preset", "synthetic2"]),
+        (scaling, ["--variables", "K"]),
+        (scaling, ["--out", __file__]),
+    ],
+    ids=lambda x: x.__name__ if hasattr(x, "__name__") else " ".join(x),
+)
+def test_bad_input_ends_in_one_line_and_status_2(command, arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(arguments)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and arguments[-1] in error
