@@ -63,14 +63,11 @@ def alternate(programs: list[Program], repeats: int, budget: float) -> np.ndarra
     return np.array([[program.seconds() for program in programs] for _ in range(n)])
 
 
-def precision() -> str:
-    """Of float32 matrix products in this process: what JAX was told, or what its default means here."""
-    told = jax.config.jax_default_matmul_precision
-    return told or ("float32" if jax.default_backend() == "cpu" else "default")
-
-
 def peak(size: int, precision: str, repeats: int = 5) -> float:
-    """FLOP/s of `size`-square matrix products in a row, the best of `repeats`; a multiply-add is 2 FLOPs."""
+    """FLOP/s of `size`-square matrix products in a row, the best of `repeats`; a multiply-add is 2 FLOPs.
+
+    `precision` as `jax.default_matmul_precision` takes it.
+    """
     chain = 8  # so that starting a call costs an accelerator nothing by comparison
     matrix = jax.random.normal(jax.random.key(0), (size, size)) / np.sqrt(size)
 

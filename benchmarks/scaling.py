@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.check_writable(args.out / "scaling.jsonl")
     jax.config.update("jax_enable_compilation_cache", False)
 
-    facts = {**measure.facts(), "precision": measure.precision()}
+    jax.config.update("jax_default_matmul_precision", "float32")
+    facts = {**measure.facts(), "precision": "float32"}
     sizes = f"V {base.vocab_size}, F {base.feature_dim}, batch {base.batch_size}, N {base.completions}"
     base_text = f"Base: {name} with T {base.length}, {sizes}, C {base.goal_horizon}, {base.reading} reading."
     text = f"# How cost grows\n\n{measure.described(facts)}, matrix products in {facts['precision']}. {base_text}\n"

@@ -16,6 +16,7 @@ table a preset and appends one JSON line a row and form to `--out`. In the table
 import dataclasses
 import functools
 import json
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +27,14 @@ import numpy as np
 
 from benchmarks import measure, textbook, work
 from leakgan_jax import ConfigError, oracle, preset, rollout, training
-from leakgan_jax.config import Config
+from leakgan_jax.config import Config, Precision
 from leakgan_jax.types import Array, GanState, Key
 
 ROWS = (
     "sample", "sample-many", "mle", "discriminator", "generator", "generator-sampling", "generator-update", "draw",
     "evaluation", "iteration",
 )  # fmt: skip
+PRECISIONS = typing.get_args(Precision)
 CPU_DRAW_SIZE = 1_000  # with the released 10,000, one iteration takes two cores several minutes
 
 
@@ -117,6 +119,9 @@ def main(argv: list[str] | None = None) -> None:
         help="negatives of draw and iteration: the preset's, on a CPU at most 1,000",
     )
     parser.add_argument("--against", choices=["textbook"], help="time this form as well")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="the setting of training (a CPU has float32 alone)"
+    )
     parser.add_argument("--repeats", type=measure.positive, default=20, help="timed calls at most, but at least 3")
     parser.add_argument("--budget", type=measure.seconds, default=30, help="seconds a row, unless 3 calls take longer")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.jsonl"))
@@ -126,18 +131,21 @@ def main(argv: list[str] | None = None) -> None:
         configs = {name: preset(name) for name in args.preset}
         for name, config in configs.items():
             default = min(config.draw_size, CPU_DRAW_SIZE) if on_cpu else config.draw_size
-            configs[name] = dataclasses.replace(config, draw_size=args.draw_size or default)
+            sizes = {"draw_size": args.draw_size or default, "precision": args.precision}
+            configs[name] = dataclasses.replace(config, **sizes)
     except ConfigError as error:
         parser.error(str(error))
     parser.check_writable(args.out)
     jax.config.update("jax_enable_compilation_cache", False)  # reading it is not compiling
 
-    size, precision = 2048 if on_cpu else 4096, measure.precision()
-    peaks = {name: measure.peak(size, name) for name in dict.fromkeys([precision, "float32"])}
-    facts = {**measure.facts(), "precision": precision, "peak_size": size, "peak_flops": peaks}
+    size = 2048 if on_cpu else 4096
+    matmul = {name: Config(precision=name).matmul_precision for name in (args.precision, "float32")}
+    jax.config.update("jax_default_matmul_precision", matmul[args.precision])
+    peaks = {name: measure.peak(size, told) for name, told in matmul.items()}
+    facts = {**measure.facts(), "precision": args.precision, "peak_size": size, "peak_flops": peaks}
     print(
         measure.described(facts)
-        + f", matrix products in {precision}\nPeak, of {size:,}-square products: "
+        + f", matrix products in {args.precision}\nPeak, of {size:,}-square products: "
         + ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {name}" for name, flops in peaks.items())
     )
     for name, config in configs.items():

@@ -16,6 +16,8 @@ import tyro
 from leakgan_jax.config import PRESET_SUMMARIES, Config, ConfigError, nearest, preset
 from leakgan_jax.metrics import Rule
 
+CACHE_BYTES = 2**30  # of compiled programs; those not used for longest go first
+
 USAGE = """\
 LeakGAN in JAX: text from a GAN whose discriminator leaks its features to the generator.
 
@@ -33,7 +35,9 @@ usage: leakgan COMMAND ...
   leakgan presets                                                      list the presets and their settings
 
 Start with:  leakgan train --out runs/first
-Each command explains itself:  leakgan train --help"""
+Each command explains itself:  leakgan train --help
+Compiled programs are kept in ~/.cache/leakgan_jax, at most 1 GB; JAX_COMPILATION_CACHE_DIR says another place,
+JAX_ENABLE_COMPILATION_CACHE=0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in commands:
             known = f"there are {', '.join(commands)}"
             raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], commands)}; {known}")
+        _set_up_jax()
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         if not _is_ours(error):
@@ -190,6 +195,26 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print(f"leakgan: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def _set_up_jax() -> None:
+    """Scores in float32 on every device, and compiled programs kept for the next command, if JAX was told nothing else.
+
+    Compiled programs are code: their folder is the user's alone, and not a run's, which may come from elsewhere.
+    """
+    import jax
+
+    if jax.config.jax_default_matmul_precision is None:
+        jax.config.update("jax_default_matmul_precision", "float32")  # training has a setting of its own
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(home, "leakgan_jax")
+    with contextlib.suppress(OSError):  # where nothing can be kept, everything is compiled anew
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # a start has many small programs
 
 
 def _train(argv: list[str]) -> int:

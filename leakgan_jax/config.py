@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Reading = Literal["paper", "released"]
 Tokenizer = Literal["whitespace", "nltk", "characters"]
+Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 
 
 class ConfigError(ValueError):
@@ -93,6 +94,8 @@ class Config:
     """Adam step size of the discriminator."""
     clip_norm: float = 5.0
     """Global norm that the gradients of Manager and of Worker are clipped to."""
+    precision: Precision = "float32"
+    """What accelerators round the factors of training's matrix products to; a CPU never rounds, nor does a score."""
 
     # --- Schedule -----------------------------------------------------------------------------------
     pretrain_rounds: int = 10
@@ -171,6 +174,11 @@ class Config:
             _require(size <= _MAX_NUMBERS, name, self, f"smaller: {what} would hold {size:,} numbers")
         _require(not (self.corpus and self.dataset), "dataset", self, "empty when there is a corpus")
         _require(not (self.is_text and self.oracle_file), "oracle_file", self, "empty when there is text to train on")
+
+    @property
+    def matmul_precision(self) -> str:
+        """`precision` as `jax.default_matmul_precision` takes it, whose own "bfloat16" is no promise."""
+        return "BF16_BF16_F32" if self.precision == "bfloat16" else self.precision
 
     @property
     def is_text(self) -> bool:

@@ -474,7 +474,8 @@ def _run_unit(config: Config, kind: str, state: GanState, arrays: Arrays, key: K
             real = arrays.train[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
         return training.discriminator_draw(config, state, real, train_key)
 
-    return jax.vmap(one, (0, _seed_axes(arrays), 0))(state, arrays, key) if key.ndim else one(state, arrays, key)
+    with jax.default_matmul_precision(config.matmul_precision):
+        return jax.vmap(one, (0, _seed_axes(arrays), 0))(state, arrays, key) if key.ndim else one(state, arrays, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,6 +21,8 @@ from leakgan_jax.types import GanState, Params
 sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, whatever pytest's import mode
 
 jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_default_matmul_precision", "float32")  # as in the command line, so that programs are shared
+jax.config.update("jax_enable_compilation_cache", False)  # a test must not depend on what an earlier one compiled
 # Not jax_numpy_rank_promotion="raise": adding a bias vector to a batch is what it forbids, and every layer does.
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks import measure, scaling, textbook, throughput, work
+from benchmarks import measure, scaling, start, textbook, throughput, work
 from leakgan_jax import config as config_
 from leakgan_jax import rollout, training
 
@@ -232,6 +232,7 @@ def test_seeds_are_models_sampled_together():
         (scaling, ["--preset", "synthetic2"]),
         (scaling, ["--variables", "K"]),
         (scaling, ["--out", __file__]),
+        (start, ["--preset", "synthetic2"]),
     ],
     ids=lambda x: x.__name__ if hasattr(x, "__name__") else " ".join(x),
 )

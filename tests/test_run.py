@@ -6,6 +6,7 @@ All runs here share one tiny config, so that the jitted functions compile once f
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -484,6 +485,59 @@ def test_a_full_disk_leaves_what_is_there(finished, tmp_path, monkeypatch, capsy
     assert leakgan("train", "--out", out, "--resume") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+@pytest.fixture
+def jax_settings(monkeypatch, tmp_path):
+    """JAX as it starts, with a home of its own for the cache; afterwards as the tests want it."""
+    starts = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": None,
+        "jax_compilation_cache_max_size": -1,
+        "jax_persistent_cache_min_compile_time_secs": 1.0,
+        "jax_default_matmul_precision": None,
+    }
+    saved = {name: getattr(jax.config, name) for name in starts}
+    for name, value in starts.items():
+        jax.config.update(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path / "leakgan_jax"
+    for name, value in saved.items():
+        jax.config.update(name, value)
+
+
+def test_commands_score_in_float32_and_keep_compiled_programs(jax_settings):
+    assert cli.main(["presets"]) == 0
+    assert jax.config.jax_default_matmul_precision == "float32"
+    assert jax.config.jax_compilation_cache_dir == str(jax_settings)
+    assert jax.config.jax_compilation_cache_max_size == 2**30
+    assert jax_settings.stat().st_mode & 0o777 == 0o700  # compiled programs are code
+
+
+@pytest.mark.parametrize("told", [("jax_compilation_cache_dir", "mine"), ("jax_enable_compilation_cache", False)])
+def test_jax_s_own_word_on_its_cache_stands(told, jax_settings):
+    jax.config.update(*told)
+    assert cli.main(["presets"]) == 0
+    assert getattr(jax.config, told[0]) == told[1] and jax.config.jax_compilation_cache_max_size == -1
+    assert not jax_settings.exists()
+
+
+def test_where_nothing_can_be_kept_commands_work(jax_settings):
+    jax_settings.write_text("a file where the folder should be")
+    assert cli.main(["presets"]) == 0
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("precision, told", [("bfloat16", "BF16_BF16_F32"), ("float32", "Precision.HIGHEST")])
+def test_training_s_products_are_rounded_as_the_config_says(finished, precision, told):
+    config = dataclasses.replace(run.open_run(finished)[0], precision=precision)
+    sentences = jax.ShapeDtypeStruct((16, config.length), np.int32)
+    key = jax.eval_shape(jax.random.key, 0)
+    for kind in ("mle", "generator", "discriminator"):
+        arrays = run.Arrays(train=sentences, heldout=sentences, oracle=None)
+        program = str(run._run_unit.trace(config, kind, run._target(config), arrays, key).jaxpr)
+        assert set(re.findall(r"precision=\(?([\w.]+)", program)) == {told}
+        assert program.count("precision=") == program.count("dot_general[") > 10
 
 
 def test_importing_the_library_is_light():
