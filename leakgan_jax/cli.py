@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -325,11 +326,13 @@ def _evaluate(argv: list[str]) -> int:
     import jax
     import jax.numpy as jnp
 
-    from leakgan_jax import run
+    from leakgan_jax import run, training
 
     saved, _, _ = run.open_run(arguments.run)
     temperature = _temperature(arguments.temperature, saved)
     if arguments.num is not None:
+        if arguments.num < 1:
+            raise ConfigError(f"num is {arguments.num}; it must be at least 1")
         saved = dataclasses.replace(saved, eval_samples=arguments.num)
     config, vocabulary, params = _load(arguments)
     config = dataclasses.replace(config, eval_samples=saved.eval_samples)
@@ -342,13 +345,15 @@ def _evaluate(argv: list[str]) -> int:
         task = task._replace(heldout=jnp.array(rows))
     _, scores = run.evaluate(config, task, params, jax.random.key(arguments.seed), temperature)
     scores["num_references"] = len(task.heldout)
+    scores["unknown"] = training.unknown_share(config, task.heldout)
     if arguments.json:
         print(json.dumps(scores))
         return 0
     print(f"{arguments.run}, checkpoint {arguments.checkpoint}, temperature {temperature:.4g}")
     if scores["nll_oracle"] is not None:
         print(f"NLL_oracle  {scores['nll_oracle']:.4f}  of {scores['num_samples']:,} samples")
-    print(f"NLL_gen     {scores['nll_gen']:.4f}  of {len(task.heldout):,} real sentences")
+    known = f" without the {scores['unknown']:.1%} of their tokens that the run does not know" * config.is_text
+    print(f"NLL_gen     {scores['nll_gen']:.4f}  of {len(task.heldout):,} real sentences{known}")
     print(f"NLL_div     {scores['nll_div']:.4f}  of {scores['num_samples']:,} samples")
     print(f"in nats per token; {scores['distinct']:.1%} of the samples are distinct")
     return 0
@@ -491,6 +496,7 @@ def _sweep(arguments: Evaluate) -> int:
     rows = [row | {"seed": arguments.seed} for row in display.track(rows, 1 + len(models) * len(temperatures))]
     result = {
         "run": str(out),
+        "versions": run.versions(),
         "seed": arguments.seed,
         "references": compared.name,
         "language_model": dataclasses.asdict(sizes) | dataclasses.asdict(schedule),
@@ -576,16 +582,26 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
+        _require_known(kind, argv, prog)  # of a misspelt option tyro says what it took for missing
         raise ConfigError(f"{_unframed(shown.getvalue())}; see {prog} --help") from None
     if unknown and not unknown[0].startswith("-"):
         raise ConfigError(f"unexpected argument {unknown[0]!r} (a preset comes first); see {prog} --help")
+    _require_known(kind, unknown, prog)
     if unknown:
-        fields = [field.name for k in (kind, Config) for field in dataclasses.fields(k) if k is kind or kind is Train]
-        known = ["--" + name.replace("_", "-") for name in fields if name != "config"]
-        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], known)}; see {prog} --help")
+        raise ConfigError(f"unknown option {unknown[0]!r}; see {prog} --help")
     if not 0 <= getattr(parsed, "seed", 0) < 2**32:
         raise ConfigError(f"seed is {parsed.seed}; it must be a whole number from 0 to {2**32 - 1}")
     return parsed
+
+
+def _require_known(kind: type, argv: list[str], prog: str) -> None:
+    """Raises ConfigError, with the nearest one there is, if a word of `argv` looks like an option and is none."""
+    fields = [field.name for k in (kind, Config) for field in dataclasses.fields(k) if k is kind or kind is Train]
+    known = ["--" + name.replace("_", "-") for name in fields if name != "config"]
+    for word in argv:
+        option = word.split("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known and option.replace("--no-", "--", 1) not in known:
+            raise ConfigError(f"unknown option {word!r}{nearest(option, known)}; see {prog} --help")
 
 
 def _unframed(message: str) -> str:
@@ -593,6 +609,8 @@ def _unframed(message: str) -> str:
     lines = [line.strip("│╭╮╰╯├┤─+| ") for line in message.splitlines()]
     titles = ("", "Parsing error", "Value error", "Required options", "Missing argument")
     text = " ".join(line for line in lines if line.strip("- ") not in titles)
+    # Of an option with more than one type it lists what each made of the value.
+    text = re.sub(r"no type matching .*? could be instantiated from \['(.*?)'\]\..*", r"invalid value '\1'", text)
     for rest in (" For full helptext", " Argument helptext", " Subcommands"):
         text = text.split(rest)[0]
     return text.removeprefix("Error parsing config: ").removeprefix("Invalid choice ")

@@ -240,7 +240,8 @@ class Emnlp2017News(_Lines):
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "emnlp_news.txt and test_emnlp.txt, or gfs_valid.txt and gfs_test.txt, a stand-in that is smaller"
+        "emnlp_news.txt and test_emnlp.txt, or a smaller stand-in, gfs_valid.txt and gfs_test.txt, which are valid.txt "
+        f"and test.txt of {_GFS}/real_data_experiments/data/news"
     )
     SOURCES = {
         "texygen": {

@@ -201,10 +201,18 @@ def tokenize(line: str, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
 
 
 def detokenize(words: Sequence[str], tokenizer: Tokenizer) -> str:
-    """Readable text: spaces between words, none between characters, and NLTK's rules for its own."""
+    """Readable text: spaces between words, none between characters, and NLTK's rules for its own.
+
+    Punctuation that stands alone between spaces is taken for the work of an earlier tokenizer, as in the news
+    (`They ' ll go , I think`), and is joined to its word.
+    """
     if tokenizer == "nltk":
         return _nltk_detokenizer().detokenize(words)
-    return (" " if tokenizer == "whitespace" else "").join(words)
+    if tokenizer == "characters":
+        return "".join(words)
+    text = re.sub(r" ([.,!?;:%)\]}…]+)(?= |$)", r"\1", " ".join(words))
+    text = re.sub(r"(^| )([(\[{$£€]) (?=\S)", r"\1\2", text)
+    return re.sub(r"(?i)(\w) (['’]) ?(s|t|d|m|ll|re|ve)\b", r"\1\2\3", text)
 
 
 def encode_corpus(sentences: Sequence[list[str]], config: Config, test: list[list[str]] | None = None) -> Corpus:

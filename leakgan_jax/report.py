@@ -172,7 +172,7 @@ def sweep_report(result: dict[str, Any]) -> str:
             f"the best of at most {lm['epochs']} epochs, by a tenth of its own sentences"
         ),
         "Seed": f"{result['seed']} (one run: no spread)",
-        "Device": result["device"],
+        "Device": f"{result['device']}, {', '.join(f'{k} {v}' for k, v in result['versions'].items())}",
     }
     return "\n".join(
         [*body, "", "NLL, LM and reverse LM in nats per token.\n", *(f"- {k}: {v}" for k, v in facts.items())]

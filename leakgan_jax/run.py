@@ -611,7 +611,7 @@ def _open_directory(
         "data": task.source,
         "data_dir": place,
         "command": command,
-        "versions": _versions(),
+        "versions": versions(),
         "device": jax.devices()[0].device_kind,
     }
     if task.vocabulary is not None:
@@ -636,7 +636,7 @@ def _require_vocabulary(out: Path, task: Task) -> None:
         raise RunError(f"{out / 'vocabulary.json'} is not that of its text; it was changed, or made by another version")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib import metadata
 
     packages = ("leakgan_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

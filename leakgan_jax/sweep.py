@@ -147,7 +147,7 @@ def sweep(
         }
 
     known = training.known_words(config, compared.rows)
-    unknown = 1 - float(known.sum() / jnp.sum(compared.rows != config.pad_id))
+    unknown = training.unknown_share(config, compared.rows)
     judge = fit(real)
     scores = dict.fromkeys(("nll_oracle", "nll_gen", "nll_div"))
     if task.oracle is not None:

@@ -174,6 +174,11 @@ def known_words(config: Config, tokens: Array) -> Array:
     return known if config.unk_id is None else known & (tokens != config.unk_id)
 
 
+def unknown_share(config: Config, tokens: Array) -> float:
+    """Of the words and ends of real sentences, `[n, T]`: the share that `known_words` leaves out."""
+    return 1 - float(known_words(config, tokens).sum() / jnp.sum(tokens != config.pad_id))
+
+
 def _manager_loss(config: Config, params: Params, tokens, features, goals, goal_rewards) -> Array:
     initial = goals_.initial_goal(config, params)
     start, _ = goals_.transitions(config)

@@ -209,6 +209,19 @@ def test_tokenize_and_back(tokenizer, words):
     assert data.detokenize([], tokenizer) == ""
 
 
+@pytest.mark.parametrize(
+    "words, readable",
+    [
+        ("They ' ll go , I think .", "They'll go, I think."),
+        ("Don ' t ( ever ) say : it ' s $ 5 !", "Don't (ever) say: it's $5!"),
+        ("It isn't, she said.", "It isn't, she said."),
+        ("the ' so - called ' star", "the ' so - called ' star"),  # which belong together nobody can tell
+    ],
+)
+def test_text_that_came_in_words_is_joined_again(words, readable):
+    assert data.detokenize(words.split(), "whitespace") == readable
+
+
 def test_nltk_is_the_word_tokenizer_that_needs_no_download():
     from nltk.tokenize import NLTKWordTokenizer
 

@@ -306,14 +306,17 @@ def test_sample_prints_json_lines_with_log_probabilities(kind, finished, text_ru
 
 def test_evaluate_says_what_it_left_out_and_does_not_know(text_run, tmp_path, capsys):
     references = tmp_path / "references.txt"
-    references.write_text("a dog rides the man\n" * 3 + "the man " * 9 + "\n")
+    references.write_text("a dog rides the zebra\n" * 3 + "the man " * 9 + "\n")
     assert leakgan("evaluate", text_run, "--references", references, "--json") == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["num_references"] == 3
+    scores = json.loads(printed.out)
+    assert scores["num_references"] == 3 and scores["unknown"] == pytest.approx(1 / 6)  # of five words and an end
     assert "note: 1 of 4 sentences" in printed.err and "warning" not in printed.err
     references.write_text("une phrase que personne ici ne sait\n" * 3)
     assert leakgan("evaluate", text_run, "--references", references) == 0
-    assert "warning: the run knows only 0% of the different words" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "warning: the run knows only 0% of the different words" in printed.err
+    assert "3 real sentences without the 87.5% of their tokens that the run does not know" in printed.out
 
 
 def test_evaluate_prints_one_json_object(finished, capsys):
@@ -381,6 +384,9 @@ BAD = {
     "an unknown preset": (["train", "quikstart"], "did you mean 'quickstart'"),
     "an unknown command": (["trian"], "did you mean 'train'"),
     "an unknown option": (["train", "--out", "OUT", "--lenght", "8"], "did you mean '--length'"),
+    "a misspelt option that must be there": (["train", "--ouut", "OUT"], "'--ouut'; did you mean '--out'"),
+    "a word for a number": (["sample", "FINISHED", "--temperature", "abc"], "--temperature: invalid value 'abc'; see"),
+    "no samples to score": (["evaluate", "FINISHED", "--num", "0"], "num is 0"),
     "a value of the wrong kind": (["train", "--out", "OUT", "--batch-size", "x"], "--batch-size"),
     "no directory": (["train"], "--out"),
     "C that does not divide T": (["train", "--out", "OUT", "--length", "21"], "goal_horizon"),
