@@ -9,7 +9,7 @@ table a preset and appends one JSON line a row and form to `--out`. In the table
 - compile s is tracing and compilation; calls are timed after a warm-up, until their results are there;
 - sentences are those that a call returns or learns from, each once: neither completions nor epochs count;
 - GMA are 10^9 multiply-adds in matrix products, counted by hand (benchmarks/work.py); a multiply-add is 2 FLOPs;
-- of peak is their rate over that of large matrix products, which the same run measures first;
+- of peak is their rate over that of large matrix products, called in turn with the row: medians of both;
 - textbook is the form of public implementations (benchmarks/textbook.py), called in turn with ours.
 """
 
@@ -141,13 +141,9 @@ def main(argv: list[str] | None = None) -> None:
     size = 2048 if on_cpu else 4096
     matmul = {name: Config(precision=name).matmul_precision for name in (args.precision, "float32")}
     jax.config.update("jax_default_matmul_precision", matmul[args.precision])
-    peaks = {name: measure.peak(size, told) for name, told in matmul.items()}
-    facts = {**measure.facts(), "precision": args.precision, "peak_size": size, "peak_flops": peaks}
-    print(
-        measure.described(facts)
-        + f", matrix products in {args.precision}\nPeak, of {size:,}-square products: "
-        + ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {name}" for name, flops in peaks.items())
-    )
+    peaks = {name: measure.Peak(size, told) for name, told in matmul.items()}
+    facts = {**measure.facts(), "precision": args.precision, "peak_size": size}
+    print(f"{measure.described(facts)}, matrix products in {args.precision}; peak: {size:,}-square products")
     for name, config in configs.items():
         print("\n" + heading(name, config, peaks, args.against), flush=True)
         state, data = inputs(config)
@@ -287,35 +283,39 @@ def time_row(
     against: str | None,
     repeats: int,
     budget: float,
-    peaks: dict[str, float],
+    peaks: dict[str, measure.Peak],
 ) -> list[dict[str, Any]]:
     """What is recorded of a row: ours, and the textbook form where it is timed as well; seconds, FLOP/s."""
     forms = {"ours": OURS} | ({"textbook": TEXTBOOK} if against else {})
     programs = [measure.Program(functools.partial(row.run, form), state, data, row.trains) for form in forms.values()]
-    times = measure.alternate(programs, repeats, budget)
+    times = measure.alternate([*programs, *peaks.values()], repeats, budget).T
+    peak_flops = {
+        name: peak.flops / float(np.median(seconds))
+        for (name, peak), seconds in zip(peaks.items(), times[len(programs) :], strict=True)
+    }
     lines = []
-    for form, program, seconds in zip(forms, programs, times.T, strict=True):
+    for form, program, seconds in zip(forms, programs, times[: len(programs)], strict=True):
         low, mid, high = np.percentile(seconds, [10, 50, 90])
         line = {"form": form, "compile_s": program.compile_s, "s_p10": low, "s_median": mid, "s_p90": high}
         line |= {"repeats": len(seconds), "sentences": row.sentences, "sentences_per_s": row.sentences / mid}
         line |= {"tokens_per_s": row.sentences * config.length / mid}
         if form == "ours":
             flops = 2 * row.multiply_adds / mid
-            line |= {"multiply_adds": row.multiply_adds, "flops": flops}
-            line |= {"share_of_peak": {name: flops / peak for name, peak in peaks.items()}}
+            line |= {"multiply_adds": row.multiply_adds, "flops": flops, "peak_flops": peak_flops}
+            line |= {"share_of_peak": {name: flops / peak for name, peak in peak_flops.items()}}
         else:
             line |= {"times_ours": mid / lines[0]["s_median"]}
         lines.append(line)
     return lines
 
 
-def heading(name: str, config: Config, peaks: dict[str, float], against: str | None) -> str:
+def heading(name: str, config: Config, peaks: dict[str, measure.Peak], against: str | None) -> str:
     """The sizes, and the head of a Markdown table."""
     c = config
     sizes = f"{name}: {c.reading} reading, V {c.vocab_size}, T {c.length}, F {c.feature_dim}, C {c.goal_horizon}, "
     sizes += f"batch {c.batch_size}, negatives {c.sample_batch} at a time"
     columns = [name, "compile s", "ms median (p10-p90)", "sentences/s", "tokens/s", "GMA", "GFLOP/s"]
-    columns += [f"of {precision} peak" for precision in peaks]
+    columns += [f"of {precision} peak, GFLOP/s" for precision in peaks]
     columns += ["textbook ms (p10-p90)", "textbook / ours"] if against else []
     return f"{sizes}\n\n| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}"
 
@@ -326,7 +326,8 @@ def markdown(title: str, lines: list[dict[str, Any]]) -> str:
     cells = [title, f"{ours['compile_s']:.1f}", milliseconds(ours), f"{ours['sentences_per_s']:,.0f}"]
     cells += [f"{ours['tokens_per_s']:,.0f}"]
     cells += [measure.number(ours[name] / 1e9) for name in ("multiply_adds", "flops")]
-    cells += [f"{share:.0%}" for share in ours["share_of_peak"].values()]
+    peaks = zip(ours["share_of_peak"].values(), ours["peak_flops"].values())
+    cells += [f"{share:.0%} of {measure.number(peak / 1e9)}" for share, peak in peaks]
     for line in lines[1:]:
         cells += [milliseconds(line), f"{line['times_ours']:.1f}"]
     return f"| {' | '.join(cells)} |"
