@@ -169,7 +169,8 @@ def test_resuming_other_seeds_is_an_error(together, capsys):
 
 
 def test_devices_share_the_seeds(together, tmp_path):
-    argv = ["train", "--seed", "5", "--seeds", "2", *TINY, "--out", str(tmp_path / "two")]
+    short = [*TINY, "--adversarial-iterations", "0"]  # the same units as far as it goes
+    argv = ["train", "--seed", "5", "--seeds", "2", *short, "--out", str(tmp_path / "two")]
     code = f"""
         import jax
         from leakgan_jax import cli, run
@@ -189,7 +190,9 @@ def test_devices_share_the_seeds(together, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 P('seeds',)"
     for seed in (5, 6):
-        assert_close(metrics(tmp_path / "two" / f"seed-{seed}"), metrics(together / f"seed-{seed}"))
+        lines = metrics(tmp_path / "two" / f"seed-{seed}")
+        assert len(lines) == 6
+        assert_close(lines, metrics(together / f"seed-{seed}")[: len(lines)])
 
 
 def test_one_seed_s_run_is_the_directory_itself():

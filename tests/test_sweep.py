@@ -91,15 +91,15 @@ def test_a_row_for_real_text_and_each_model_and_temperature(synthetic):
 def test_scores_are_of_the_sentences_that_were_compared(synthetic, seen):
     config, task, models = synthetic
     log_probs = jax.jit(rollout.log_probs, static_argnums=0)
-    rows = rows_of(synthetic, num=20)
+    rows = rows_of(synthetic)
     train, heldout = (set(map(tuple, np.asarray(x).tolist())) for x in (task.train, task.heldout))
     real, *_ = (set(map(tuple, hypotheses)) for hypotheses, _ in seen)
-    assert real <= train and len(real) == 20 and not real & heldout  # text is not compared with itself
+    assert real <= train and len(real) == 24 and not real & heldout  # text is not compared with itself
     for row, (hypotheses, references) in zip(rows, seen, strict=True):
         assert set(map(tuple, references)) == heldout
         tokens = jnp.asarray(hypotheses, jnp.int32)
         assert row["nll_oracle"] == pytest.approx(float(oracle.nll(task.oracle, tokens)), rel=1e-5)
-        assert row["distinct"] == len(set(map(tuple, hypotheses))) / 20
+        assert row["distinct"] == len(set(map(tuple, hypotheses))) / 24
         if row["model"] == "real":
             continue
         for name, sentences in (("nll_div", tokens), ("nll_gen", task.heldout)):
@@ -145,10 +145,13 @@ def test_a_sweep_is_its_key_s_alone_and_compiles_once(synthetic):
 def test_the_default_temperatures_and_number(synthetic, monkeypatch):
     assert len(sweep.TEMPERATURES) >= 7 and {1.0, 1 / 1.5} <= set(sweep.TEMPERATURES)
     assert sorted(set(sweep.TEMPERATURES)) == list(sweep.TEMPERATURES)
-    rows = rows_of(synthetic, num=None, temperatures=(1.0,))
-    assert {row["hypotheses"] for row in rows} == {40}  # as many as there are to train on
-    rows = rows_of(synthetic, num=50, temperatures=(1.0,))  # more than there are
-    assert [row["hypotheses"] for row in rows] == [40, 50, 50] and {row["lm_sentences"] for row in rows} == {40}
+    config, task, models = synthetic
+    few = config, task._replace(train=task.train[:24]), models
+    rows = rows_of(few, num=None, temperatures=(1.0,))
+    assert {row["hypotheses"] for row in rows} == {24}  # as many as there are to train on
+    few = config, task._replace(train=task.train[:20]), models
+    rows = rows_of(few, temperatures=(1.0,))  # more than there are
+    assert [row["hypotheses"] for row in rows] == [20, 24, 24] and {row["lm_sentences"] for row in rows} == {20}
 
 
 def test_words_end_at_the_end_and_real_text_is_its_own_words(text, seen):
@@ -292,7 +295,7 @@ def test_a_sweep_writes_its_table_and_pictures(copy, short, capsys):
 
 def test_a_run_without_an_mle_model_is_swept_alone(copy, short, capsys):
     keep(copy, max)
-    assert leakgan("evaluate", copy, "--sweep", "--json", "--num", 4) == 0
+    assert leakgan("evaluate", copy, "--sweep", "--json", "--num", 20) == 0
     printed = capsys.readouterr()
     assert {row["model"] for row in json.loads(printed.out)["rows"]} == {"real", "LeakGAN"}
     assert "no checkpoint to restore as 'mle'" in printed.err and "no MLE model" in printed.err
@@ -311,13 +314,14 @@ def test_a_text_run_is_compared_as_words(tmp_path, short, seen, capsys):
     argv = [*TINY[2:], "--min-count", "2", "--lowercase", *small.split(), "--corpus", tmp_path / "corpus.txt"]
     assert leakgan("train", "coco", "--out", out, *argv) == 0
     capsys.readouterr()
-    assert leakgan("evaluate", out, "--sweep", "--json", "--num", 12) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    argv = ["--sweep", "--json", "--num", 12, "--references", tmp_path / "references.txt"]
+    assert leakgan("evaluate", out, *argv) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["rows"]
     assert {row["nll_oracle"] for row in rows} == {None} and rows[0]["nll_gen"] is None
     assert all(isinstance(word, str) for hypotheses, _ in seen for words in hypotheses for word in words)
-    assert leakgan("evaluate", out, "--sweep", "--num", 12, "--references", tmp_path / "references.txt") == 0
     assert seen[-1][1] == [["the", "zebra", "sleeps"], ["a", "man", "rides"]] * 3 + [["the", "man"] * 9]
-    assert "note: 1 of 7 sentences" in capsys.readouterr().err
+    assert "note: 1 of 7 sentences" in printed.err
     (tmp_path / "corpus.txt").write_text(CORPUS + "a dog\n", encoding="utf-8")
     assert leakgan("evaluate", out, "--sweep") == 2
     assert "changed" in capsys.readouterr().err
