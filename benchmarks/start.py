@@ -65,16 +65,15 @@ def start(name: str, batch: int, folder: Path, cache: str) -> dict[str, float]:
     options = [word for field, value in (sizes | schedule).items() for word in (f"--{field}", str(value))]
     command = [sys.executable, "-m", "leakgan_jax.cli", "train", name, "--out", str(out), *options]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}, stdout=subprocess.DEVNULL
-    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seen: dict[str, float] = {}
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         for kind in _kinds(out / "metrics.jsonl"):
             seen.setdefault(kind, time.perf_counter() - began)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed with status {process.returncode}")
+        sys.exit(f"{' '.join(command)} failed with status {process.returncode}:\n{process.stderr.read()}")
     return {kind: seen[kind] for kind in KINDS} | {"end": time.perf_counter() - began}
 
 

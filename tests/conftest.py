@@ -5,9 +5,18 @@ anew and larger than at the start of training: there every bias is constant and 
 """
 
 import functools
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# One cache of compiled programs for all processes of a session, those that tests start included: compiling takes most
+# of the time, and many train the same tiny model. It is new for every session.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="leakgan_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, whatev
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_default_matmul_precision", "float32")  # as in the command line, so that programs are shared
-jax.config.update("jax_enable_compilation_cache", False)  # a test must not depend on what an earlier one compiled
 # Not jax_numpy_rank_promotion="raise": adding a bias vector to a batch is what it forbids, and every layer does.
+
+
+def pytest_unconfigure():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 class Tiny(NamedTuple):

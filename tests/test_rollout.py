@@ -110,7 +110,9 @@ def test_a_row_of_a_batch_is_that_row_alone(tiny_end):
         assert_close(alone.log_probs[0], together.log_probs[i])
 
 
-def test_low_temperatures_concentrate_every_way_of_sampling(tiny):
+def test_low_temperatures_concentrate_every_way_of_sampling(tiny_end):
+    tiny = tiny_end
+
     def samplers(temperature):
         keys = row_keys()
         yield sample(tiny.config, tiny.params, keys, temperature).tokens
