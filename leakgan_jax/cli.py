@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -490,10 +491,7 @@ def _sweep(arguments: Evaluate) -> int:
         words = data.read_sentences(arguments.references, config.lowercase, config.tokenizer)
         compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references), _complain)
     sizes, schedule = language_model.Sizes(config.vocab_size), language_model.Schedule()
-    key, temperatures = jax.random.key(arguments.seed), sweep.TEMPERATURES
-    settings = {"temperatures": temperatures, "compared": compared, "sizes": sizes, "schedule": schedule}
-    rows = sweep.sweep(config, task, models, key, num=arguments.num, **settings)
-    rows = [row | {"seed": arguments.seed} for row in display.track(rows, 1 + len(models) * len(temperatures))]
+    temperatures = sweep.TEMPERATURES
     result = {
         "run": str(out),
         "versions": run.versions(),
@@ -501,17 +499,51 @@ def _sweep(arguments: Evaluate) -> int:
         "references": compared.name,
         "language_model": dataclasses.asdict(sizes) | dataclasses.asdict(schedule),
         "device": jax.devices()[0].device_kind,
-        "rows": rows,
     }
+    # A row can take minutes: each is kept when it is done, with all that it depends on.
+    kept, lines = out / "sweep.partial.json", [" ".join(map(str, words)) for words in compared.sentences]
+    about = result | {"inputs": _fingerprint([models, lines, temperatures, arguments.num])}
+    rows = _kept_rows(kept, about)
+    settings = {"temperatures": temperatures, "compared": compared, "sizes": sizes, "schedule": schedule}
+    key, total = jax.random.key(arguments.seed), 1 + len(models) * len(temperatures)
+    if rows:
+        _complain(f"{len(rows)} of {total} rows are there from a sweep that was stopped; going on with the rest")
+    new = sweep.sweep(config, task, models, key, num=arguments.num, done=len(rows), **settings)
+    for row in display.track(new, total - len(rows)):
+        rows.append(row | {"seed": arguments.seed})
+        data.write(kept, json.dumps({"about": about, "rows": rows}))
+    result["rows"] = rows
     data.write(out / "sweep.json", json.dumps(result, indent=1) + "\n")
     data.write(out / "sweep.md", report.sweep_report(result) + "\n")
     pictures = report.draw_sweep(out, rows)
+    kept.unlink()
     if arguments.json:
         print(json.dumps(result))
         return 0
     print(report.sweep_report(result))
     print(f"\nThe pictures are {', '.join(map(str, pictures))}; all numbers are in {out / 'sweep.json'}.")
     return 0
+
+
+def _kept_rows(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an interrupted sweep left, if it was the same one."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        same = kept["about"] == json.loads(json.dumps(about))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(kept["rows"]) if same else []
+
+
+def _fingerprint(tree: Any) -> str:
+    """SHA-256 of the leaves: arrays, texts and numbers."""
+    import jax
+    import numpy as np
+
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha.update(np.asarray(leaf).tobytes() if hasattr(leaf, "dtype") else f"{leaf}\n".encode())
+    return sha.hexdigest()
 
 
 def _presets(argv: list[str]) -> int:

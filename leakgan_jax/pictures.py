@@ -75,6 +75,7 @@ class Labels:
         self.fonts, missing = fonts_for(words.values())
         lacking = {i for i, word in words.items() if not missing.isdisjoint(word)}
         self.lacking = len(lacking)
+        self.note = "\n#id: a word that no installed font draws, by its index in vocabulary.json" if lacking else ""
         self._labels = {i: f"#{i}" if i in lacking else _shortened(word, _MAX_LETTERS) for i, word in words.items()}
 
     def __call__(self, ids: Iterable[int]) -> list[str]:
@@ -142,7 +143,7 @@ def draw_features(
     figure.colorbar(line, ax=axes, label="tokens of the prefix")
     for set_label, number, share in zip((axes.set_xlabel, axes.set_ylabel), (1, 2), view.explained, strict=True):
         set_label(f"principal component {number} ({share:.1%} of the variance)")
-    axes.set_title("Leaked features of finished sentences, and of growing prefixes", fontsize=10)
+    axes.set_title(f"Leaked features of finished sentences, and of growing prefixes{labels.note}", fontsize=10)
     axes.autoscale_view()
     legend = figure.legend(
         loc="outside lower left", frameon=False, fontsize=8, prop={"family": labels.fonts, "size": 8}
@@ -187,7 +188,8 @@ def draw_interaction(path: Path, products: np.ndarray, sentences: Sequence[Seque
         cut = f", first {_MAX_TOKENS} tokens" if len(ids) < len(sentences[number - 1]) else ""
         axes.set_title(f"sentence {number}{cut}", fontsize=9, loc="left")
         axes.set_title("logit", fontsize=7, loc="right", color="0.35")
-    figure.suptitle("What each dimension of the goal embedding adds to the logit of each token", fontsize=10)
+    title = f"What each dimension of the goal embedding adds to the logit of each token{labels.note}"
+    figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=grid, label="Worker output times goal embedding", aspect=40, shrink=0.9)
     save(figure, path)
 

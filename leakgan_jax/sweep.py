@@ -84,6 +84,7 @@ def sweep(
     rule: str = "method1",
     sizes: language_model.Sizes | None = None,
     schedule: language_model.Schedule | None = None,
+    done: int = 0,
 ) -> Iterator[Row]:
     """Scores real text, then every model at every temperature, a row at a time.
 
@@ -96,6 +97,7 @@ def sweep(
             are fewer training sentences, and no language model is trained on more than those.
         compared: default `references(config, task)`.
         sizes, schedule: of the language models.
+        done: how many rows to leave out, from the first on: an earlier call with the same arguments gave them.
     Yields:
         Dicts with the metrics above, `model`, `temperature` (None for real), `distinct` (share of hypotheses),
         `hypotheses`, `references` (of BLEU), `nll_references` (of NLL_gen and reverse LM), `unknown` (share of their
@@ -153,14 +155,15 @@ def sweep(
     if task.oracle is not None:
         own, held = (float(_oracle_nll(task.oracle, tokens)) for tokens in (real, compared.rows))
         scores = {"nll_oracle": own, "nll_gen": held, "nll_div": own}
-    tokens = np.asarray(real)
-    # Of text, its own words: rare ones are one and the same <unk> to the models.
-    words = tokens.tolist() if task.vocabulary is None else [task.train_sentences[i] for i in chosen]
-    yield row("real", tokens, words, judge, scores)
-    for model, params in models.items():
-        for temperature in temperatures:
-            tokens, scores = run.evaluate(config, task, params, jax.random.clone(sample_key), temperature)
-            yield row(model, tokens, _sentences(task.vocabulary, tokens), fit(tokens), scores)
+    if not done:
+        tokens = np.asarray(real)
+        # Of text, its own words: rare ones are one and the same <unk> to the models.
+        words = tokens.tolist() if task.vocabulary is None else [task.train_sentences[i] for i in chosen]
+        yield row("real", tokens, words, judge, scores)
+    points = [(model, temperature) for model in models for temperature in temperatures]
+    for model, temperature in points[max(0, done - 1) :]:
+        tokens, scores = run.evaluate(config, task, models[model], jax.random.clone(sample_key), temperature)
+        yield row(model, tokens, _sentences(task.vocabulary, tokens), fit(tokens), scores)
 
 
 def _fit_split(sizes: language_model.Sizes, tokens: Array, key: Key, schedule: language_model.Schedule):

@@ -9,11 +9,14 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One cache of compiled programs for all processes of a session, those that tests start included: compiling takes most
-# of the time, and many train the same tiny model. It is new for every session.
+# Compiling takes most of the time. XLA's older emitters, while it has them, take a quarter of it for programs as small
+# as these; and one cache, new for every session, serves all its processes, those that tests start included.
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="leakgan_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -32,6 +35,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, whatev
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_default_matmul_precision", "float32")  # as in the command line, so that programs are shared
 # Not jax_numpy_rank_promotion="raise": adding a bias vector to a batch is what it forbids, and every layer does.
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_seeds", "test_run", "test_sweep"))
 
 
 def pytest_unconfigure():

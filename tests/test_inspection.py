@@ -157,11 +157,13 @@ def test_words_are_drawn_as_they_are_spelt(tmp_path, no_warnings):
     words = {0: "$", 1: r"$\frac{$", 2: "_", 3: "w" * 300, 4: "naïve"}
     labels = draw(tmp_path, words, [[0, 0, 1, 2, 3, 4]])
     assert labels(range(5)) == ["$", r"$\frac{$", "_", "w" * 13 + "…", "naïve"] and labels.lacking == 0
+    assert labels.note == ""
 
 
 def test_words_that_no_font_has_are_shown_by_their_id(tmp_path, no_warnings, few_fonts):
     labels = draw(tmp_path, {7: "床", 8: "moon", 9: "月光"}, [[7, 8, 9]])
     assert labels([7, 8, 9]) == ["#7", "moon", "#9"] and labels.lacking == 2
+    assert "#id" in labels.note
 
 
 def test_a_font_that_has_the_words_is_found(tmp_path, no_warnings, few_fonts):

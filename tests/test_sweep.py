@@ -293,6 +293,40 @@ def test_a_sweep_writes_its_table_and_pictures(copy, short, capsys):
         assert row["reverse_lm"] != other["reverse_lm"] and row["nll_gen"] != other["nll_gen"]
 
 
+def test_a_stopped_sweep_goes_on_where_it_was(copy, short, monkeypatch, capsys):
+    argv = ["evaluate", copy, "--sweep", "--json", "--num", 20, "--seed", 3]
+    evaluate, calls = run.evaluate, []
+
+    def stopping(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(run, "evaluate", stopping)
+    assert leakgan(*argv) == 130 and not (copy / "sweep.json").exists()
+    capsys.readouterr()
+    assert leakgan(*argv) == 0
+    printed = capsys.readouterr()
+    assert len(calls) == 3 + 2 and "3 of 5 rows" in printed.err  # the third call was made again
+    stopped = json.loads(printed.out)
+    assert not (copy / "sweep.partial.json").exists()
+    assert leakgan(*argv) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == stopped and len(calls) == 3 + 2 + 4 and "rows are there" not in printed.err
+
+
+def test_rows_of_another_sweep_are_not_taken(copy, short, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(report, "draw_sweep", lambda *args: 1 / 0)  # after all rows are there
+    for seed in (3, 4):
+        with pytest.raises(ZeroDivisionError):
+            leakgan("evaluate", copy, "--sweep", "--num", 20, "--seed", seed)
+        rows = json.loads((copy / "sweep.partial.json").read_text())["rows"]
+        assert len(rows) == 3 and {row["seed"] for row in rows} == {seed}
+    assert "rows are there" not in capsys.readouterr().err
+
+
 def test_a_run_without_an_mle_model_is_swept_alone(copy, short, capsys):
     keep(copy, max)
     assert leakgan("evaluate", copy, "--sweep", "--json", "--num", 20) == 0
