@@ -529,10 +529,9 @@ def _kept_rows(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that an interrupted sweep left, if it was the same one."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        same = kept["about"] == json.loads(json.dumps(about))
+        return kept["rows"] if kept["about"] == json.loads(json.dumps(about)) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return list(kept["rows"]) if same else []
 
 
 def _fingerprint(tree: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from test_rollout import ENUMERABLE
 
 from leakgan_jax import goals, losses, rollout, training
 from leakgan_jax.models import discriminator
@@ -286,15 +287,6 @@ def test_permuting_the_rewards_changes_the_gradient(credit):
 
 
 # --- The policy gradient ---------------------------------------------------------------------------------------------
-
-ENUMERABLE = {
-    "vocab_size": 3,
-    "length": 4,
-    "goal_horizon": 2,
-    "filter_windows": (1, 4),
-    "filter_counts": (4, 8),
-    "batch_size": 81,
-}
 
 
 class World(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_rollout import ENUMERABLE
 
 from benchmarks import textbook, throughput
 from leakgan_jax import rollout, training
@@ -20,15 +21,7 @@ sample = jax.jit(textbook.sample, static_argnums=(0, 3))
 complete = jax.jit(textbook.complete, static_argnums=(0, 4))
 score = jax.jit(textbook.score, static_argnums=0)
 log_probs = jax.jit(rollout.log_probs, static_argnums=0)
-ENUMERABLE = {
-    "vocab_size": 3,
-    "length": 4,
-    "goal_horizon": 2,
-    "filter_windows": (1, 4),
-    "filter_counts": (4, 8),
-    "batch_size": 1000,
-    "sample_batch": 1000,
-}
+MANY = {**ENUMERABLE, "batch_size": 1000, "sample_batch": 1000}
 
 
 def assert_states_close(state, other):
@@ -113,7 +106,7 @@ def test_completions_keep_their_prefix_and_follow_the_librarys_probabilities(tin
 @pytest.fixture(scope="module", params=["paper", "released"])
 def enumerable(request, tiny_config, tiny_state):
     """Every sentence of 4 words out of 3, the library's probability of each, and its D's score of each."""
-    config = tiny_config(request.param, **ENUMERABLE)
+    config = tiny_config(request.param, **MANY)
     params = tiny_state(config).params
     sentences = np.array(list(itertools.product(range(3), repeat=4)), np.int32)
     p = np.exp(np.sum(np.float64(log_probs(config, params, sentences, 1.0)), axis=1))
