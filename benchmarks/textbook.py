@@ -120,12 +120,15 @@ def values(config: Config, params: Params, key: Key, tokens: Array, temperature:
     columns = []
     for block in range(1, config.num_blocks):
 
-        def judge(key, given=block * config.goal_horizon):
-            completed, _ = complete(config, params, key, tokens, given, temperature)
+        def judge(repetition, given=block * config.goal_horizon):
+            key, sentences = repetition
+            completed, _ = complete(config, params, key, sentences, given, temperature)
             return probability(config, params.discriminator, completed)
 
         keys = jax.random.split(jax.random.fold_in(key, block), config.completions)
-        columns.append(jnp.mean(jax.lax.map(judge, keys), axis=0))
+        # Each repetition has the sentences anew, or the compiler would read the prefix once for all of them.
+        copies = jnp.broadcast_to(tokens, (config.completions, *tokens.shape))
+        columns.append(jnp.mean(jax.lax.map(judge, (keys, copies)), axis=0))
     columns.append(probability(config, params.discriminator, tokens))
     return jnp.stack(columns, axis=1)
 

@@ -10,7 +10,8 @@ table a preset and appends one JSON line a row and form to `--out`. In the table
 - sentences are those that a call returns or learns from, each once: neither completions nor epochs count;
 - GMA are 10^9 multiply-adds in matrix products, counted by hand (benchmarks/work.py); a multiply-add is 2 FLOPs;
 - of peak is their rate over that of large matrix products, called in turn with the row: medians of both;
-- textbook is the form of public implementations (benchmarks/textbook.py), called in turn with ours.
+- textbook is the form of public implementations (benchmarks/textbook.py), called in turn with ours;
+- by work is the ratio of its multiply-adds to ours: times exceed it only where that form uses the machine worse.
 """
 
 import dataclasses
@@ -71,6 +72,7 @@ class Row(NamedTuple):
     multiply_adds: int  # of ours
     run: Callable[[Form, GanState, Data], Any]
     trains: bool = False  # the first result is a new state
+    textbook: int | None = None  # multiply-adds of the textbook form, where counted
 
 
 def sample_with_values(config: Config, params, key: Key, temperature: float):
@@ -191,6 +193,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             num,
             work.sample(c, num),
             lambda form, s, d: form.sample(c, s.params, d.key, num, c.negative_temperature),
+            textbook=work.textbook_sample(c, num),
         )
 
     def draw(form, state, data):
@@ -223,6 +226,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             work.mle_step(c, batch),
             lambda form, s, d: form.mle_step(c, s, d.tokens),
             trains=True,
+            textbook=work.textbook_update(c, batch),
         ),
         Row(
             f"D step, {batch}",
@@ -230,6 +234,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             work.discriminator_step(c, batch),
             lambda form, s, d: form.discriminator_step(c, s, d.tokens, d.is_real, d.key),
             trains=True,
+            textbook=work.discriminator_step(c, batch),
         ),
         Row(
             f"adversarial generator step, {batch}, N = {c.completions}",
@@ -237,12 +242,14 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             work.generator_step(c),
             lambda form, s, d: form.generator_step(c, s, d.key),
             trains=True,
+            textbook=work.textbook_generator_step(c),
         ),
         Row(
             "of it, sampling with completions",
             batch,
             work.sample_with_values(c, batch),
             lambda form, s, d: form.sample_with_values(c, s.params, d.key, c.train_temperature),
+            textbook=work.textbook_sample_with_values(c, batch),
         ),
         Row(
             "of it, updates",
@@ -250,6 +257,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             work.generator_update(c, batch),
             lambda form, s, d: form.generator_update(c, s, d),
             trains=True,
+            textbook=work.textbook_update(c, batch),
         ),
         Row(
             f"D round: {drawn:,} + {drawn:,} sentences, {c.discriminator_epochs} epochs",
@@ -304,7 +312,7 @@ def time_row(
             line |= {"multiply_adds": row.multiply_adds, "flops": flops, "peak_flops": peak_flops}
             line |= {"share_of_peak": {name: flops / peak for name, peak in peak_flops.items()}}
         else:
-            line |= {"times_ours": mid / lines[0]["s_median"]}
+            line |= {"multiply_adds": row.textbook, "times_ours": mid / lines[0]["s_median"]}
         lines.append(line)
     return lines
 
@@ -316,7 +324,7 @@ def heading(name: str, config: Config, peaks: dict[str, measure.Peak], against: 
     sizes += f"batch {c.batch_size}, negatives {c.sample_batch} at a time"
     columns = [name, "compile s", "ms median (p10-p90)", "sentences/s", "tokens/s", "GMA", "GFLOP/s"]
     columns += [f"of {precision} peak, GFLOP/s" for precision in peaks]
-    columns += ["textbook ms (p10-p90)", "textbook / ours"] if against else []
+    columns += ["textbook ms (p10-p90)", "textbook / ours", "by work"] if against else []
     return f"{sizes}\n\n| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}"
 
 
@@ -329,7 +337,8 @@ def markdown(title: str, lines: list[dict[str, Any]]) -> str:
     peaks = zip(ours["share_of_peak"].values(), ours["peak_flops"].values())
     cells += [f"{share:.0%} of {measure.number(peak / 1e9)}" for share, peak in peaks]
     for line in lines[1:]:
-        cells += [milliseconds(line), f"{line['times_ours']:.1f}"]
+        by_work = "" if line["multiply_adds"] is None else f"{line['multiply_adds'] / ours['multiply_adds']:.1f}"
+        cells += [milliseconds(line), f"{line['times_ours']:.1f}", by_work]
     return f"| {' | '.join(cells)} |"
 
 

@@ -41,9 +41,13 @@ def goal_embedding(c: Config) -> int:
 
 
 def worker(c: Config) -> int:
-    """One step of the Worker's LSTM, and the logits of one token: `(h (x) w) W' + w b'`."""
-    lstm = (c.worker_embedding + c.worker_hidden) * 4 * c.worker_hidden
-    return lstm + (c.worker_hidden + 1) * c.goal_dim * c.vocab_size
+    """One step of the Worker's LSTM, and the logits of one token."""
+    return (c.worker_embedding + c.worker_hidden) * 4 * c.worker_hidden + output(c)
+
+
+def output(c: Config) -> int:
+    """The logits of one token: `(h (x) w) W' + w b'`, or `O_t w` with `O_t` from `h`."""
+    return (c.worker_hidden + 1) * c.goal_dim * c.vocab_size
 
 
 def sampled_token(c: Config) -> int:
@@ -120,3 +124,26 @@ def oracle(c: Config, num: int) -> int:
 def textbook_sample(c: Config, num: int) -> int:
     """`num` sentences sampled in the textbook form: D's convolutions from scratch for every prefix."""
     return sample(c, num) + num * c.length * (convolutions(c) - stream(c))
+
+
+def textbook_sample_with_values(c: Config, num: int) -> int:
+    """The same with completions: each reads its prefix again, but for the logits of what it is given."""
+    given = sampled_token(c) - stream(c) + convolutions(c) - output(c)
+    judged = convolutions(c) + highway(c) + c.feature_dim
+    ends = range(c.goal_horizon, c.length, c.goal_horizon)
+    completed = sum(c.length * given + (c.length - end) * output(c) + judged for end in ends)
+    return textbook_sample(c, num) + num * (c.completions * completed + judged)
+
+
+def textbook_update(c: Config, num: int) -> int:
+    """An update of Manager and Worker on `num` sentences in the textbook form, features of all prefixes included.
+
+    Step by step, features and goals are one operand with what has a gradient, so their products have two as well.
+    """
+    prefixes = (c.length + 1) * (convolutions(c) + highway(c))
+    return generator_update(c, num) + num * (prefixes + c.length * (manager_inputs(c) + goal_embedding(c)))
+
+
+def textbook_generator_step(c: Config) -> int:
+    """One adversarial update in the textbook form."""
+    return textbook_sample_with_values(c, c.batch_size) + textbook_update(c, c.batch_size)

@@ -50,7 +50,8 @@ def products(jaxpr) -> int:
     """Multiply-adds of every matrix product and convolution in a jaxpr, those of a scan as often as it runs."""
     total = 0
     for equation in jaxpr.eqns:
-        out, inputs = equation.outvars[0].aval, [v.aval for v in equation.invars]
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            out, inputs = equation.outvars[0].aval, [v.aval for v in equation.invars]
         if equation.primitive.name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             total += math.prod(out.shape) * math.prod(inputs[0].shape[d] for d in contracted)
@@ -94,10 +95,14 @@ def test_hand_count_of_rounds_and_of_the_textbook_form(tiny_config):
     traced = {
         "draw": lambda s, d: textbook.discriminator_draw(config, s, d.heldout, d.key),
         "textbook": lambda s, d: textbook.sample(config, s.params, d.key, 5, 1.0),
+        "generator": lambda s, d: textbook.generator_step(config, s, d.key),
+        "mle": lambda s, d: textbook.mle_step(config, s, d.tokens),
     }
     state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
     found = {name: products(jax.make_jaxpr(function)(state, data).jaxpr) for name, function in traced.items()}
     assert found["textbook"] == work.textbook_sample(config, 5)
+    assert found["generator"] == work.textbook_generator_step(config)
+    assert found["mle"] == work.textbook_update(config, config.batch_size)
     rounds = work.discriminator_draw(config, 10) - work.sample(config, 10) + work.textbook_sample(config, 10)
     assert found["draw"] == rounds  # 10 + 10 sentences, 4 steps an epoch
 
