@@ -40,10 +40,15 @@ def goal_embedding(c: Config) -> int:
     return c.feature_dim * c.goal_dim
 
 
+def worker_output(c: Config) -> int:
+    """The logits of one token: `(h (x) w) W' + w b'`."""
+    return (c.worker_hidden + 1) * c.goal_dim * c.vocab_size
+
+
 def worker(c: Config) -> int:
-    """One step of the Worker's LSTM, and the logits of one token: `(h (x) w) W' + w b'`."""
+    """One step of the Worker's LSTM, and the logits of one token."""
     lstm = (c.worker_embedding + c.worker_hidden) * 4 * c.worker_hidden
-    return lstm + (c.worker_hidden + 1) * c.goal_dim * c.vocab_size
+    return lstm + worker_output(c)
 
 
 def sampled_token(c: Config) -> int:
