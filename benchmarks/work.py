@@ -40,14 +40,15 @@ def goal_embedding(c: Config) -> int:
     return c.feature_dim * c.goal_dim
 
 
-def worker(c: Config) -> int:
-    """One step of the Worker's LSTM, and the logits of one token."""
-    return (c.worker_embedding + c.worker_hidden) * 4 * c.worker_hidden + output(c)
-
-
-def output(c: Config) -> int:
+def worker_output(c: Config) -> int:
     """The logits of one token: `(h (x) w) W' + w b'`, or `O_t w` with `O_t` from `h`."""
     return (c.worker_hidden + 1) * c.goal_dim * c.vocab_size
+
+
+def worker(c: Config) -> int:
+    """One step of the Worker's LSTM, and the logits of one token."""
+    lstm = (c.worker_embedding + c.worker_hidden) * 4 * c.worker_hidden
+    return lstm + worker_output(c)
 
 
 def sampled_token(c: Config) -> int:
@@ -128,10 +129,10 @@ def textbook_sample(c: Config, num: int) -> int:
 
 def textbook_sample_with_values(c: Config, num: int) -> int:
     """The same with completions: each reads its prefix again, but for the logits of what it is given."""
-    given = sampled_token(c) - stream(c) + convolutions(c) - output(c)
+    given = sampled_token(c) - stream(c) + convolutions(c) - worker_output(c)
     judged = convolutions(c) + highway(c) + c.feature_dim
     ends = range(c.goal_horizon, c.length, c.goal_horizon)
-    completed = sum(c.length * given + (c.length - end) * output(c) + judged for end in ends)
+    completed = sum(c.length * given + (c.length - end) * worker_output(c) + judged for end in ends)
     return textbook_sample(c, num) + num * (c.completions * completed + judged)
 
 

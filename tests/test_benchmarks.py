@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks import measure, scaling, start, textbook, throughput, work
+from benchmarks import ablation, measure, scaling, start, textbook, throughput, work
 from leakgan_jax import config as config_
 from leakgan_jax import rollout, training
 
@@ -173,6 +173,61 @@ def test_every_row_runs_in_both_forms_and_trains_what_it_says(what, unchecked):
         assert same == row.trains
 
 
+# --- Variants: an ablation of something else would prove nothing -----------------------------------------------------
+
+
+def test_forms_of_a_layer_compute_the_same(tiny_config, tiny_state):
+    config = tiny_config()
+    params = tiny_state(config).params
+    pooled, hidden, goal = (ablation.random(5, n) for n in (config.feature_dim, config.worker_hidden, config.goal_dim))
+    tokens = jax.random.randint(jax.random.key(1), (5, config.length), 0, config.vocab_size)
+    layers = [
+        (ablation.highway_forms(config, params.discriminator), [pooled]),
+        (ablation.output_forms(config, params.worker), [hidden, goal]),
+        (ablation.feature_forms(config, params.discriminator), [tokens]),
+    ]
+    for forms, inputs in layers:
+        ours, *others = [jax.jit(form.apply)(form.weights, *inputs) for form in forms.values()]
+        assert others and np.std(ours) > 0.1
+        for other in others:
+            np.testing.assert_allclose(other, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["unroll", "convolutions", "remat"])
+def test_variants_return_the_same(part, tiny_config, tiny_state, monkeypatch, unchecked):
+    """Sentences; D a step down its whole gradient; Manager, Worker and the moments of their gradients."""
+    monkeypatch.setattr(ablation, "RATE", 1.0)
+    config = tiny_config(num_heldout=4)
+    comparison = next(ablation.PARTS[part](config, tiny_state(config), throughput.inputs(config)[1]))
+    ours, *others = [jax.jit(variant.run)(variant.state, variant.data) for variant in comparison.variants]
+    assert others
+    for other in others:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other, ours)
+
+
+@pytest.mark.parametrize("part", ablation.PARTS)
+def test_every_variant_can_be_traced_and_trains_what_it_says(part, unchecked):
+    config = config_.preset("synthetic20", **{**TINY, "draw_size": 300, "sample_batch": 5})
+    state, data = throughput.inputs(config)
+    titles = []
+    for title, variants, steps in ablation.PARTS[part](config, state, data):
+        titles.append(title)
+        assert steps > 0 and 1 < len(variants) == len({variant.name for variant in variants})
+        for variant in variants:
+            out = jax.eval_shape(variant.run, variant.state, variant.data)
+            assert not variant.trains or jax.tree.structure(out[0]) == jax.tree.structure(variant.state)
+    assert titles and len(set(titles)) == len(titles)
+
+
+def test_scans_are_unrolled_while_they_are_traced_only(tiny_config):
+    config, scan = tiny_config(num_heldout=4), jax.lax.scan
+    state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
+    for variant in next(ablation.unroll(config, state, data)).variants:
+        jaxpr = str(jax.make_jaxpr(variant.run)(state, data))
+        assert jax.lax.scan is scan
+        assert f"{variant.name.replace(' ', '=')}\n" in jaxpr
+
+
 # --- The commands ----------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +254,29 @@ def test_throughput_prints_a_table_and_appends_lines(tiny_preset, unchecked, tmp
     assert {"device", "jax", "commit", "date", "precision"} <= ours.keys()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+
+
+def test_ablation_prints_a_table_a_comparison_and_appends_lines(tiny_preset, unchecked, tmp_path, capsys):
+    out = tmp_path / "ablation.jsonl"
+    ablation.main(["--preset", "tiny", "--parts", "draw", "highway", "--repeats", "3", "--out", str(out)])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    draws, highways = ([line for line in lines if line["part"] == part] for part in ("draw", "highway"))
+    assert [line["variant"] for line in draws] == 3 * list(ablation.DRAWS)
+    assert [line["title"] for line in highways] == 2 * ["highway layer, 4 rows"] + 2 * ["highway layer, 500 rows"]
+    for first, second in zip(highways[::2], highways[1::2]):
+        assert first["times_first"] == 1
+        assert second["times_first"] == pytest.approx(second["s_median"] / first["s_median"])
+        flops = 2 * first["multiply_adds"] / first["s_median"]
+        assert first["share_of_peak"] == pytest.approx(flops / first["peak_flops"])
+    assert highways[0]["multiply_adds"] == 4 * work.highway(config_.preset("tiny"))
+    for line in lines:
+        assert line["s_p10"] <= line["s_median"] <= line["s_p90"] and line["steps"] == 8 and line["repeats"] == 3
+        assert line["compile_s"] > 0 and line["memory"] > 0
+        assert {"device", "jax", "commit", "date", "precision", "preset"} <= line.keys()
+    tables = capsys.readouterr().out.split("\n\n")
+    tables = [table.splitlines() for table in tables if table.startswith("|")]
+    assert [len(table) for table in tables] == [5, 5, 5, 4, 4]
+    assert {line.count("|") for table in tables for line in table} == {7}
 
 
 def test_scaling_writes_its_three_files(tiny_preset, monkeypatch, tmp_path, capsys):
@@ -239,6 +317,8 @@ def test_seeds_are_models_sampled_together():
         (scaling, ["--variables", "K"]),
         (scaling, ["--out", __file__]),
         (start, ["--preset", "synthetic2"]),
+        (ablation, ["--preset", "synthetic2"]),
+        (ablation, ["--parts", "stream"]),
     ],
     ids=lambda x: x.__name__ if hasattr(x, "__name__") else " ".join(x),
 )
