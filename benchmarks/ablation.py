@@ -188,7 +188,7 @@ def output(c: Config, state: GanState, data: throughput.Data) -> Iterator[Compar
 
 
 def convolutions(c: Config, state: GanState, data: throughput.Data) -> Iterator[Comparison]:
-    """The gradient of D's loss, and a plain step down it, with each form of D's convolutions."""
+    """The gradient of D's loss, and a plain step down it, with each form of D's convolutions; and D's own step."""
 
     def step(apply, d, batch):
         def loss(d, tokens, is_real):
@@ -205,27 +205,12 @@ def convolutions(c: Config, state: GanState, data: throughput.Data) -> Iterator[
         descents = functools.partial(jax.lax.scan, descend)
         alone.append(Variant(name, descend, form.weights, one, count, trains=True))
         within.append(Variant(name, descents, form.weights, batches, count, trains=True))
+    own = throughput.rows(c, negatives=1)["discriminator"]
+    alone.append(
+        Variant("D's step: ours, Adam", functools.partial(own.run, throughput.OURS), state, data, count, trains=True)
+    )
     yield Comparison(title, alone)
     yield Comparison(f"{title}, in a scan of {UPDATES}", within, UPDATES)
-
-
-def optimizer(c: Config, state: GanState, data: throughput.Data) -> Iterator[Comparison]:
-    """D's step with its optimizer, beside the gradient and a plain step down it: Adam moves each parameter's moments."""
-    count = work.discriminator_step(c, c.batch_size)
-
-    def adam(state, data):
-        return training.discriminator_step(c, state, data.tokens, data.is_real, data.key)
-
-    def plain(state, data):
-        with mock.patch.object(training, "_apply", descend):  # while it is traced
-            return adam(state, data)
-
-    def descend(optimizer, net, grads, kind=None):
-        return net.replace(params=jax.tree.map(lambda x, g: x - RATE * g, net.params, grads))
-
-    runs = {"Adam": adam, "plain descent": plain}
-    variants = [Variant(name, run, state, data, count, trains=True) for name, run in runs.items()]
-    yield Comparison(f"D step, {c.batch_size} sentences", variants)
 
 
 def remat(c: Config, state: GanState, data: throughput.Data) -> Iterator[Comparison]:

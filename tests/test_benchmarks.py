@@ -199,7 +199,8 @@ def test_variants_return_the_same(part, tiny_config, tiny_state, monkeypatch, un
     monkeypatch.setattr(ablation, "RATE", 1.0)
     config = tiny_config(num_heldout=4)
     comparison = next(ablation.PARTS[part](config, tiny_state(config), throughput.inputs(config)[1]))
-    ours, *others = [jax.jit(variant.run)(variant.state, variant.data) for variant in comparison.variants]
+    variants = [v for v in comparison.variants if "Adam" not in v.name]  # another step, timed beside the others
+    ours, *others = [jax.jit(variant.run)(variant.state, variant.data) for variant in variants]
     assert others
     for other in others:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other, ours)
