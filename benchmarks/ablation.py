@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, textbook, throughput, work
-from leakgan_jax import ConfigError, losses, preset, rollout, sampling, training
+from leakgan_jax import ConfigError, losses, preset, rollout, sampling
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, manager, worker
 from leakgan_jax.types import Array, GanState
