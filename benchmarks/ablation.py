@@ -253,9 +253,7 @@ def precision(c: Config, state: GanState, data: throughput.Data) -> Iterator[Com
             yield layer(c, title, forms, rows * inner * outer, random(rows, inner))
 
 
-PARTS = {
-    f.__name__: f for f in (pieces, unroll, width, draw, highway, output, convolutions, optimizer, remat, precision)
-}
+PARTS = {f.__name__: f for f in (pieces, unroll, width, draw, highway, output, convolutions, remat, precision)}
 
 
 # --- Forms, ours first: a test holds the others to its values --------------------------------------------------------
