@@ -7,8 +7,9 @@ V words, F features (filters of every width alike), N completions, and S seeds t
 states). Filter widths stay, so a sentence of any length meets the same discriminator. Writes to the folder `--out`
 scaling.jsonl (a line a point is appended), scaling_T.png and so on, and scaling.md, which it also prints.
 
-An exponent is the slope of a straight line through the points of a log-log plot. Memory is the compiler's plan for
-a call: arguments, results and temporaries, what is overwritten counted once.
+The points of a curve are called in turn, so that a machine that slows down bends no curve. An exponent is the slope of
+a straight line through the points of a log-log plot. Memory is the compiler's plan for a call: arguments, results and
+temporaries, what is overwritten counted once.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variables", nargs="+", choices=VARIABLES, default=list(VARIABLES), metavar="LETTER")
     parser.add_argument("--repeats", type=measure.positive, default=10, help="timed calls at most, but at least 3")
     parser.add_argument(
-        "--budget", type=measure.seconds, default=4, help="seconds a curve's point, unless 3 take longer"
+        "--budget", type=measure.seconds, default=12, help="seconds a curve, unless 3 calls a point take longer"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")
     args = parser.parse_args(argv)
@@ -137,16 +138,12 @@ def main(argv: list[str] | None = None) -> None:
     base_text = f"Base: {name} with T {base.length}, {sizes}, C {base.goal_horizon}, {base.reading} reading."
     text = f"# How cost grows\n\n{measure.described(facts)}, matrix products in {facts['precision']}. {base_text}\n"
     print(text, flush=True)
-    known: dict[Any, Cost] = {}  # the base is a point of every curve
     for variable, curve in curves.items():
-        costs: dict[str, list[Cost]] = {piece: [] for piece in VARIABLES[variable].time}
-        for point in curve:
-            for piece, row in costs.items():
-                where = piece, point.config, point.seeds
-                if where not in known:
-                    known[where] = cost(piece, point.config, point.seeds, args.repeats, args.budget)
-                row.append(known[where])
-                line = {"variable": variable, "value": point.value, "piece": piece, **known[where]._asdict()}
+        costs: dict[str, list[Cost]] = {}
+        for piece in VARIABLES[variable].time:
+            costs[piece] = measured(piece, curve, args.repeats, args.budget)
+            for point, cost in zip(curve, costs[piece], strict=True):
+                line = {"variable": variable, "value": point.value, "piece": piece, **cost._asdict()}
                 with open(args.out / "scaling.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps({**line, "preset": name, **facts}) + "\n")
         values = [point.value for point in curve]
@@ -187,8 +184,19 @@ def points(base: Config, variable: str) -> list[Point]:
     return [Point(seeds, base, seeds) for seeds in factors]
 
 
-def cost(piece: str, config: Config, seeds: int, repeats: int, budget: float) -> Cost:
-    """Compiles and times one piece, for `seeds` models at once."""
+def measured(piece: str, curve: list[Point], repeats: int, budget: float) -> list[Cost]:
+    """Compiles one piece for every point of a curve, and times the points in turn."""
+    programs, counts = zip(*(program(piece, point.config, point.seeds) for point in curve))
+    times = measure.alternate(list(programs), repeats, budget)
+    costs = []
+    for one, multiply_adds, seconds in zip(programs, counts, times.T, strict=True):
+        percentiles = np.percentile(seconds, [10, 50, 90]).tolist()
+        costs.append(Cost(*percentiles, one.compile_s, len(seconds), one.memory(), multiply_adds))
+    return costs
+
+
+def program(piece: str, config: Config, seeds: int) -> tuple[measure.Program, int]:
+    """One piece for `seeds` models at once, and its multiply-adds."""
     form, what = (throughput.TEXTBOOK, "sample") if piece == "textbook" else (throughput.OURS, piece)
     row = throughput.rows(config, negatives=1)[what]
     run = functools.partial(row.run, form)
@@ -202,11 +210,8 @@ def cost(piece: str, config: Config, seeds: int, repeats: int, budget: float) ->
         def run(states, data):
             return jax.vmap(lambda state, key: one(state, data._replace(key=key)))(states, data.key)
 
-    program = measure.Program(run, state, data, row.trains)
-    times = measure.alternate([program], repeats, budget)[:, 0]
     multiply_adds = work.textbook_sample(config, config.batch_size) if piece == "textbook" else row.multiply_adds
-    percentiles = np.percentile(times, [10, 50, 90]).tolist()
-    return Cost(*percentiles, program.compile_s, len(times), program.memory(), seeds * multiply_adds)
+    return measure.Program(run, state, data, row.trains), seeds * multiply_adds
 
 
 def exponent(values: list[int], costs: Iterable[float]) -> float:

@@ -281,11 +281,11 @@ def test_ablation_prints_a_table_a_comparison_and_appends_lines(tiny_preset, unc
 
 
 def test_scaling_writes_its_three_files(tiny_preset, monkeypatch, tmp_path, capsys):
-    def made_up(piece, config, seeds, repeats, budget):
-        size = config.length * config.batch_size * seeds
-        return scaling.Cost(0.9 * size, size, 1.1 * size, 1.0, 3, 10**6 * size, 1000 * size)
+    def made_up(piece, curve, repeats, budget):
+        sizes = [point.config.length * point.config.batch_size * point.seeds for point in curve]
+        return [scaling.Cost(0.9 * size, size, 1.1 * size, 1.0, 3, 10**6 * size, 1000 * size) for size in sizes]
 
-    monkeypatch.setattr(scaling, "cost", made_up)
+    monkeypatch.setattr(scaling, "measured", made_up)
     scaling.main(["--preset", "tiny", "--variables", "T", "S", "--out", str(tmp_path)])
     lines = [json.loads(line) for line in (tmp_path / "scaling.jsonl").read_text().splitlines()]
     measured = [(variable, n) for variable, values in (("T", (8, 16, 32)), ("S", (1, 2, 4))) for n in values]
@@ -301,7 +301,7 @@ def test_scaling_writes_its_three_files(tiny_preset, monkeypatch, tmp_path, caps
 
 def test_seeds_are_models_sampled_together():
     config = config_.preset("synthetic20", **TINY)
-    both = scaling.cost("sample", config, seeds=2, repeats=3, budget=0.0)
+    (both,) = scaling.measured("sample", [scaling.Point(2, config, 2)], repeats=3, budget=0.0)
     assert both.multiply_adds == 2 * work.sample(config, 4)
     assert both.memory > 0 and both.repeats == 3 and 0 < both.s_p10 <= both.s_median <= both.s_p90
 
