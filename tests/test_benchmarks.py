@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks import ablation, measure, scaling, start, textbook, throughput, work
+from benchmarks import ablation, measure, scaling, schedule, start, textbook, throughput, work
 from leakgan_jax import config as config_
 from leakgan_jax import rollout, training
 
@@ -300,6 +300,26 @@ def test_scaling_writes_its_three_files(tiny_preset, monkeypatch, tmp_path, caps
     assert "| MLE step | 32 | 64 | 128 | 1 | 1.00 | as it should |" in text
 
 
+def test_a_whole_schedule_is_timed_and_scored(monkeypatch, unchecked, tmp_path, capsys):
+    sizes = {
+        "num_train": 8,
+        "draw_size": 4,
+        "eval_samples": 4,
+        "pretrain_rounds": 1,
+        "pretrain_draws": 1,
+        "mle_epochs": 1,
+    }
+    monkeypatch.setitem(config_.PRESETS, "tiny", {**TINY, **sizes})
+    out = tmp_path / "schedule.jsonl"
+    schedule.main(["--preset", "tiny", "--iterations", "1", "--out", str(out)])
+    (line,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert set(line["seconds_of_units"]) == {"discriminator", "mle, evaluated", "generator", "discriminator, evaluated"}
+    assert 0 < sum(line["seconds_of_units"].values()) <= line["seconds"] and line["seeds"] == 1
+    assert len(line["nll_oracle"]) == len(line["nll_gen"]) == 1 and line["precision"] == "float32"
+    printed = capsys.readouterr().out
+    assert "| LeakGAN |" in printed and "s in all; units:" in printed
+
+
 def test_seeds_are_models_sampled_together():
     config = config_.preset("synthetic20", **TINY)
     (both,) = scaling.measured("sample", [scaling.Point(2, config, 2)], repeats=3, budget=0.0)
@@ -319,6 +339,7 @@ def test_seeds_are_models_sampled_together():
         (scaling, ["--variables", "K"]),
         (scaling, ["--out", __file__]),
         (start, ["--preset", "synthetic2"]),
+        (schedule, ["--preset", "coco"]),
         (ablation, ["--preset", "synthetic2"]),
         (ablation, ["--parts", "stream"]),
     ],
