@@ -24,6 +24,7 @@ from benchmarks import measure
 from leakgan_jax import ConfigError, preset
 
 POLL_SECONDS = 0.02
+CACHE_SETTINGS = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 KINDS = ("discriminator", "mle", "generator")
 
 
@@ -65,15 +66,18 @@ def start(name: str, batch: int, folder: Path, cache: str) -> dict[str, float]:
     options = [word for field, value in (sizes | schedule).items() for word in (f"--{field}", str(value))]
     command = [sys.executable, "-m", "leakgan_jax.cli", "train", name, "--out", str(out), *options]
     began = time.perf_counter()
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    kept = {key: value for key, value in os.environ.items() if key not in CACHE_SETTINGS}  # or cold were not cold
+    environment = {**kept, "XDG_CACHE_HOME": str(folder / "cache")}
+    log = folder / f"{cache}.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)
     seen: dict[str, float] = {}
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         for kind in _kinds(out / "metrics.jsonl"):
             seen.setdefault(kind, time.perf_counter() - began)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed with status {process.returncode}:\n{process.stderr.read()}")
+        sys.exit(f"{' '.join(command)} failed with status {process.returncode}:\n{log.read_text()}")
     return {kind: seen[kind] for kind in KINDS} | {"end": time.perf_counter() - began}
 
 

@@ -73,6 +73,7 @@ class Row(NamedTuple):
     run: Callable[[Form, GanState, Data], Any]
     trains: bool = False  # the first result is a new state
     textbook: int | None = None  # multiply-adds of the textbook form, where counted
+    scores: bool = False  # in float32, whatever the setting of training
 
 
 def sample_with_values(config: Config, params, key: Key, temperature: float):
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 
     size = 2048 if on_cpu else 4096
     matmul = {name: Config(precision=name).matmul_precision for name in (args.precision, "float32")}
-    jax.config.update("jax_default_matmul_precision", matmul[args.precision])
+    jax.config.update("jax_default_matmul_precision", "float32")
     peaks = {name: measure.Peak(size, told) for name, told in matmul.items()}
     facts = {**measure.facts(), "precision": args.precision, "peak_size": size}
     print(f"{measure.described(facts)}, matrix products in {args.precision}; peak: {size:,}-square products")
@@ -271,6 +272,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             evaluated.eval_samples + c.num_heldout,
             work.evaluate(evaluated),
             evaluate,
+            scores=True,
         ),
         Row(
             f"adversarial iteration: generator steps {c.generator_steps}, D rounds {c.adversarial_draws}",
@@ -295,7 +297,13 @@ def time_row(
 ) -> list[dict[str, Any]]:
     """What is recorded of a row: ours, and the textbook form where it is timed as well; seconds, FLOP/s."""
     forms = {"ours": OURS} | ({"textbook": TEXTBOOK} if against else {})
-    programs = [measure.Program(functools.partial(row.run, form), state, data, row.trains) for form in forms.values()]
+    told = Config().matmul_precision if row.scores else config.matmul_precision
+
+    def run(form, state, data):
+        with jax.default_matmul_precision(told):
+            return row.run(form, state, data)
+
+    programs = [measure.Program(functools.partial(run, form), state, data, row.trains) for form in forms.values()]
     times = measure.alternate([*programs, *peaks.values()], repeats, budget).T
     peak_flops = {
         name: peak.flops / float(np.median(seconds))

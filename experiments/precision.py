@@ -19,7 +19,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from jax._src.lax import lax  # where every product, and every gradient of one, looks dot_general up
+from jax.extend.core import ClosedJaxpr, Literal
 
 from leakgan_jax import preset, run, training
 from leakgan_jax.display import Display
@@ -80,25 +80,40 @@ def train(precision: str, seeds: int, out: Path) -> list[dict]:
 
 
 def rounded(function, mantissa: int):
-    """`function`, with the factors of every product in it rounded while it is traced."""
-
-    @jax.custom_jvp
-    def rounded_factor(x):
-        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa)
-
-    # The gradient of a rounded factor is that of the factor: its own products round what they take.
-    rounded_factor.defjvp(lambda primals, tangents: (rounded_factor(*primals), *tangents))
-    product = lax.dot_general
-
-    def dot_general(a, b, *args, **kwargs):
-        return product(rounded_factor(a), rounded_factor(b), *args, **kwargs)
+    """`function(config, *arrays)`, with the factors of every product in it, gradients included, rounded."""
 
     @functools.wraps(function)
-    def run_rounded(*args):
-        with mock.patch.object(lax, "dot_general", dot_general):
-            return function(*args)
+    def run_rounded(config, *arrays):
+        traced, shape = jax.make_jaxpr(functools.partial(function, config), return_shape=True)(*arrays)
+        flat = evaluate(traced, mantissa, *jax.tree.leaves(arrays))
+        return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
     return run_rounded
+
+
+def evaluate(traced: ClosedJaxpr, mantissa: int, *arrays):
+    """Computes what was traced, on rounded factors; programs within programs, such as scans, are traced again so."""
+    known = dict(zip([*traced.jaxpr.constvars, *traced.jaxpr.invars], [*traced.consts, *arrays], strict=True))
+
+    def again(inner):
+        if type(inner) is tuple:  # of the branches of a cond
+            return tuple(map(again, inner))
+        if not isinstance(inner, ClosedJaxpr):
+            return inner
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in inner.in_avals]
+        return jax.make_jaxpr(functools.partial(evaluate, inner, mantissa))(*shapes)
+
+    def read(x):
+        return x.val if isinstance(x, Literal) else known[x]
+
+    for step in traced.jaxpr.eqns:
+        values = [read(x) for x in step.invars]
+        if step.primitive.name == "dot_general":
+            values = [jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa) for x in values]
+        settings = step.primitive.get_bind_params({name: again(value) for name, value in step.params.items()})
+        out = step.primitive.bind(*values, **settings)
+        known |= zip(step.outvars, out if step.primitive.multiple_results else [out], strict=True)
+    return [read(x) for x in traced.jaxpr.outvars]
 
 
 def table(rows: list[dict]) -> str:
