@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         config = preset(args.preset, args.reading, **settings)
     except ConfigError as error:
         parser.error(str(error))
+    if args.seeds > 1000:
+        parser.error(f"seeds is {args.seeds}; it must be from 1 to 1000")
     if config.is_text:
         parser.error(f"{args.preset} is of text; give a preset of the synthetic task")
     parser.check_writable(args.out)

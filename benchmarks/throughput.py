@@ -32,8 +32,8 @@ from leakgan_jax.config import Config, Precision
 from leakgan_jax.types import Array, GanState, Key
 
 ROWS = (
-    "sample", "sample-many", "mle", "discriminator", "generator", "generator-sampling", "generator-update", "draw",
-    "evaluation", "iteration",
+    "sample", "sample-many", "mle", "discriminator", "generator", "generator-sampling", "generator-update", "mle-epoch",
+    "draw", "evaluation", "iteration", "init", "data",
 )  # fmt: skip
 PRECISIONS = typing.get_args(Precision)
 CPU_DRAW_SIZE = 1_000  # with the released 10,000, one iteration takes two cores several minutes
@@ -73,6 +73,7 @@ class Row(NamedTuple):
     run: Callable[[Form, GanState, Data], Any]
     trains: bool = False  # the first result is a new state
     textbook: int | None = None  # multiply-adds of the textbook form, where counted
+    ours_only: bool = False  # for its compile time, or because another row shows the textbook form
     scores: bool = False  # in float32, whatever the setting of training
 
 
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--draw-size",
         type=measure.positive,
-        help="negatives of draw and iteration: the preset's, on a CPU at most 1,000",
+        help="sentences of mle-epoch, draw and iteration: the preset's, on a CPU at most 1,000",
     )
     parser.add_argument("--against", choices=["textbook"], help="time this form as well")
     parser.add_argument(
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             if what not in args.rows:
                 continue
             lines = time_row(config, row, state, data, args.against, args.repeats, args.budget, peaks)
-            print(markdown(row.title, lines), flush=True)
+            print(markdown(row.title, lines, args.against), flush=True)
             with open(args.out, "a", encoding="utf-8") as file:
                 for line in lines:
                     file.write(json.dumps({"what": what, "title": row.title, "preset": name, **line, **facts}) + "\n")
@@ -217,6 +218,10 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
         state, discriminator = jax.lax.scan(lambda s, k: draw(form, s, data._replace(key=k)), state, keys)
         return state, (generator, discriminator)
 
+    def oracle_data(form, state, data):
+        keys = jax.random.split(data.key)
+        return [oracle.sample(data.oracle, key, n, c.length) for key, n in zip(keys, (c.num_train, c.num_heldout))]
+
     draw_work = work.discriminator_draw(c, drawn) + work.oracle(c, drawn)
     table = [
         sample(batch),
@@ -261,6 +266,14 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             textbook=work.textbook_update(c, batch),
         ),
         Row(
+            f"MLE epoch, {drawn:,}",
+            drawn,
+            drawn // batch * work.mle_step(c, batch),
+            lambda form, s, d: training.mle_epoch(c, s, jnp.resize(d.heldout, (drawn, c.length)), d.key),
+            trains=True,
+            ours_only=True,
+        ),
+        Row(
             f"D round: {drawn:,} + {drawn:,} sentences, {c.discriminator_epochs} epochs",
             2 * drawn,
             draw_work,
@@ -281,8 +294,17 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             iterate,
             trains=True,
         ),
+        Row("a new model", 0, 0, lambda form, s, d: (None, training.init(c, d.key)), ours_only=True),
+        Row(
+            f"data of the oracle: {c.num_train:,} + {c.num_heldout:,}",
+            c.num_train + c.num_heldout,
+            work.oracle(c, c.num_train + c.num_heldout),
+            oracle_data,
+            ours_only=True,
+        ),
     ]
-    return dict(zip(ROWS, table, strict=True))
+    pieces = dict(zip(ROWS, table, strict=True))
+    return {name: row for name, row in pieces.items() if name != "data" or not c.is_text}
 
 
 def time_row(
@@ -296,7 +318,7 @@ def time_row(
     peaks: dict[str, measure.Peak],
 ) -> list[dict[str, Any]]:
     """What is recorded of a row: ours, and the textbook form where it is timed as well; seconds, FLOP/s."""
-    forms = {"ours": OURS} | ({"textbook": TEXTBOOK} if against else {})
+    forms = {"ours": OURS} | ({"textbook": TEXTBOOK} if against and not row.ours_only else {})
     told = Config().matmul_precision if row.scores else config.matmul_precision
 
     def run(form, state, data):
@@ -336,7 +358,7 @@ def heading(name: str, config: Config, peaks: dict[str, measure.Peak], against: 
     return f"{sizes}\n\n| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}"
 
 
-def markdown(title: str, lines: list[dict[str, Any]]) -> str:
+def markdown(title: str, lines: list[dict[str, Any]], against: str | None) -> str:
     """One row of the table."""
     ours = lines[0]
     cells = [title, f"{ours['compile_s']:.1f}", milliseconds(ours), f"{ours['sentences_per_s']:,.0f}"]
@@ -347,6 +369,8 @@ def markdown(title: str, lines: list[dict[str, Any]]) -> str:
     for line in lines[1:]:
         by_work = "" if line["multiply_adds"] is None else f"{line['multiply_adds'] / ours['multiply_adds']:.1f}"
         cells += [milliseconds(line), f"{line['times_ours']:.1f}", by_work]
+    if against and len(lines) == 1:
+        cells += ["", "", ""]
     return f"| {' | '.join(cells)} |"
 
 

@@ -257,7 +257,7 @@ def _stored_like(leaf: Any) -> np.ndarray:
 
 
 def _unstored(array: np.ndarray, like: Any) -> jax.Array:
-    copy = jnp.array(array)  # `jnp.asarray` may share memory with NumPy, and that cannot be donated
+    copy = jax.device_put(array, may_alias=False)  # memory shared with NumPy cannot be donated
     if not _is_key(like):
         return copy
     impl = jax.random.key_impl(jnp.empty((), like.dtype))  # `like` itself may be a ShapeDtypeStruct, and has none

@@ -206,14 +206,15 @@ def train(
         data_dir = data_dir or open_run(out, several=True)[2]["data_dir"] or None
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
     places = _open_directories(config, seeds, task, out, resume, command, data_dir)
-    units, keys, real_nlls = schedule(config), _keys(seeds), _real_nlls(task, len(seeds))
+    units, keys = schedule(config), _keys(seeds)
+    real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
     arrays = task.arrays
     if arrays.train.ndim == 3:
         arrays = arrays._replace(train=_spread(arrays.train), heldout=_spread(arrays.heldout))
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
 
     def draw_curves():
-        report.draw_curves(out / "curves.png", config, lines, real_nlls)
+        report.draw_curves(out / "curves.png", config, lines, real_nlls())
 
     with contextlib.ExitStack() as stack, _Signals() as signals:
         checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
@@ -268,11 +269,11 @@ def train(
         if signals.caught:
             return signals.caught
     draw_curves()
-    report.write_report(out, config, rows, real_nlls, open_run(out, several=True)[2], lines[0])
+    report.write_report(out, config, rows, real_nlls(), open_run(out, several=True)[2], lines[0])
     for i, place in enumerate(places if len(seeds) > 1 else ()):
         own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
-        report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls[i]])
-        report.write_report(place, config, own, [real_nlls[i]], open_run(place)[2], lines[i])
+        report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
+        report.write_report(place, config, own, [real_nlls()[i]], open_run(place)[2], lines[i])
     return None
 
 

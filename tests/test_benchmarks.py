@@ -166,8 +166,8 @@ def test_every_row_runs_in_both_forms_and_trains_what_it_says(what, unchecked):
     config = config_.preset("synthetic20", **{**TINY, "draw_size": 4})
     state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
     row = throughput.rows(config, 6)[what]
-    assert row.sentences > 0 and row.multiply_adds > 0
-    for form in (throughput.OURS, throughput.TEXTBOOK):
+    assert (row.sentences > 0 and row.multiply_adds > 0) == (what != "init")
+    for form in (throughput.OURS, *[throughput.TEXTBOOK] * (not row.ours_only)):
         out = jax.eval_shape(functools.partial(row.run, form), state, data)
         same = jax.tree.structure(out[0]) == jax.tree.structure(state)
         assert same == row.trains
@@ -242,10 +242,11 @@ def tiny_preset(monkeypatch):
 
 def test_throughput_prints_a_table_and_appends_lines(tiny_preset, unchecked, tmp_path, capsys):
     out = tmp_path / "new" / "throughput.jsonl"
-    arguments = "--preset tiny --rows sample --against textbook --repeats 3 --out"
+    arguments = "--preset tiny --rows sample init --against textbook --repeats 3 --out"
     throughput.main([*arguments.split(), str(out)])
-    ours, slow = [json.loads(line) for line in out.read_text().splitlines()]
+    ours, slow, init = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["what"], line["form"]) for line in (ours, slow)] == [("sample", "ours"), ("sample", "textbook")]
+    assert (init["what"], init["form"]) == ("init", "ours") and init["compile_s"] > 0
     assert ours["multiply_adds"] == work.sample(config_.preset("tiny"), 4)
     rate = 2 * ours["multiply_adds"] / ours["s_median"]
     assert ours["share_of_peak"]["float32"] == pytest.approx(rate / ours["peak_flops"]["float32"])
@@ -255,7 +256,7 @@ def test_throughput_prints_a_table_and_appends_lines(tiny_preset, unchecked, tmp
     assert ours["s_p10"] <= ours["s_median"] <= ours["s_p90"] and ours["compile_s"] > 0 and ours["repeats"] == 3
     assert {"device", "jax", "commit", "date", "precision"} <= ours.keys()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+    assert len(table) == 4 and len({line.count("|") for line in table}) == 1
 
 
 def test_ablation_prints_a_table_a_comparison_and_appends_lines(tiny_preset, monkeypatch, tmp_path, capsys):
