@@ -288,7 +288,7 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             scores=True,
         ),
         Row(
-            f"adversarial iteration: generator steps {c.generator_steps}, {c.adversarial_draws} such D rounds",
+            f"adversarial iteration: generator steps {c.generator_steps}, D rounds {c.adversarial_draws} of {drawn:,}",
             c.generator_steps * batch + c.adversarial_draws * 2 * drawn,
             c.generator_steps * work.generator_step(c) + c.adversarial_draws * draw_work,
             iterate,
