@@ -187,6 +187,17 @@ def output(c: Config, state: GanState, data: throughput.Data) -> Iterator[Compar
         yield layer(c, f"Worker's output, {rows:,} rows", forms, count, hidden, goal)
 
 
+def streaming(c: Config, state: GanState, data: throughput.Data) -> Iterator[Comparison]:
+    """The streaming update: windows that move along by one place, or stay where they are in a ring."""
+    for rows in (min(row_counts(c)), max(row_counts(c))):
+        tokens = jax.random.randint(data.key, (c.length, rows), 0, c.vocab_size), jnp.arange(c.length)
+        variants = [
+            Variant(name, scan(step), opened, (first, tokens), rows * work.stream(c))
+            for name, (step, opened, first) in stream_forms(c, state.params.discriminator, rows).items()
+        ]
+        yield Comparison(f"streaming update of {rows:,} rows", variants, c.length)
+
+
 def convolutions(c: Config, state: GanState, data: throughput.Data) -> Iterator[Comparison]:
     """The gradient of D's loss, and a plain step down it, with each form of D's convolutions; and D's own step."""
 
@@ -253,7 +264,9 @@ def precision(c: Config, state: GanState, data: throughput.Data) -> Iterator[Com
             yield layer(c, title, forms, rows * inner * outer, random(rows, inner))
 
 
-PARTS = {f.__name__: f for f in (pieces, unroll, width, draw, highway, output, convolutions, remat, precision)}
+PARTS = {
+    f.__name__: f for f in (pieces, unroll, width, draw, highway, output, streaming, convolutions, remat, precision)
+}
 
 
 # --- Forms, ours first: a test holds the others to its values --------------------------------------------------------
@@ -284,6 +297,38 @@ def output_forms(c: Config, w: Any) -> dict[str, Form]:
         "h (x) w first: [R, H k] [H k, V]": Form(w, functools.partial(worker.logits, c)),
         "O first: [R, V, k]": Form((kernel.swapaxes(1, 2), bias.T), functools.partial(matrix_first, "vk")),
         "O first: [R, k, V]": Form((kernel, bias), functools.partial(matrix_first, "kv")),
+    }
+
+
+def stream_forms(c: Config, d: Any, rows: int) -> dict[str, tuple[Callable, Any, Any]]:
+    """For each form a step `(known, (state, pooled), (token, t)) -> (state, pooled)`, what it knows and starts from."""
+    opened = jax.jit(functools.partial(discriminator.open_stream, c))(d)
+    filters = list(zip(c.filter_windows, c.filter_counts, strict=True))
+
+    def move(opened, carry, x):
+        return discriminator.stream(c, opened, carry[0], *x)
+
+    def ring(known, carry, x):  # slot `s` has the window that began at the last `t` with `t % w == s`
+        (delta, kernels, empty), (token, t), begun, best, maxima = known, x, [], [], []
+        for (w, n), kernel, padded, old, full in zip(filters, kernels, empty, *carry[0], strict=True):
+            began = jnp.where(t <= c.length - w, padded, -jnp.inf)
+            now = jax.lax.dynamic_update_slice_in_dim(old, jnp.broadcast_to(began, (rows, 1, n)), t % w, axis=1)
+            places = jax.lax.dynamic_slice_in_dim(kernel, (-t - 1) % w, w, axis=1)  # slot `s` sees place (t - s) % w
+            now += (delta[token] @ places.reshape(-1, w * n)).reshape(rows, w, n)
+            full = jnp.maximum(full, jax.lax.dynamic_index_in_dim(now, (t + 1) % w, axis=1, keepdims=False))
+            yet_to_begin = jnp.where(t < c.length - w, padded, -jnp.inf)
+            maxima.append(jnp.maximum(jnp.maximum(full, jnp.max(now, axis=1)), yet_to_begin))
+            begun.append(now)
+            best.append(full)
+        return (begun, best), jax.nn.relu(jnp.concatenate(maxima, axis=-1))
+
+    state, pooled = discriminator.start_stream(c, opened, rows)
+    twice = [jnp.tile(d[f"conv_{w}_kernel"][::-1].swapaxes(0, 1), (1, 2, 1)) for w, _ in filters]  # [E, 2 w, n]
+    slots = [jnp.full((rows, w, n), -jnp.inf) for w, n in filters]
+    best = [jnp.full((rows, n), -jnp.inf) for _, n in filters]
+    return {
+        "windows move": (move, opened, (state, pooled)),
+        "windows stay, in a ring": (ring, (opened.delta, twice, opened.padded), ((slots, best), pooled)),
     }
 
 

@@ -235,10 +235,10 @@ def summary(variable: str, values: list[int], costs: dict[str, list[Cost]]) -> s
         lines.append(f"| {' | '.join(cells)} |")
     planned = {piece: curve for piece, curve in costs.items() if all(cost.memory for cost in curve)}
     if planned:
-        columns = ["memory, MB", *at, "exponent at most", "measured", "so"]
+        columns = ["memory, MB", *at, "exponent at most", "measured between the last two", "so"]
         lines += ["", f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 2)}---|"]
     for piece, curve in planned.items():
-        found = exponent(values, [cost.memory for cost in curve])
+        found = exponent(values[-2:], [cost.memory for cost in curve[-2:]])  # what does not grow hides the rest before
         cells = [PIECES[piece], *(measure.number(cost.memory / 1e6) for cost in curve)]
         cells += [str(about.memory), f"{found:.2f}", "as it should" if found < about.memory + 0.1 else "too steep"]
         lines.append(f"| {' | '.join(cells)} |")

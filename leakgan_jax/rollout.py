@@ -79,11 +79,16 @@ def sample_with_values(config: Config, params: Params, keys: Key, temperature: A
     """
     step = _make_step(config, params, temperature)
     batch, repeats = keys.shape[0], config.completions
+
+    def own_step(carry, x):
+        carry, rows = step(carry, x)
+        return carry, jax.tree.map(lambda x: x[:batch], rows)  # with the completions' it would be memory by T squared
+
     carry, main = _start(config, params, keys), []
     for block in range(config.num_blocks):
         indices = block * config.goal_horizon + jnp.arange(config.goal_horizon)
-        carry, steps = jax.lax.scan(step, carry, (indices, None))
-        main.append(jax.tree.map(lambda x: x[:, :batch], steps))
+        carry, steps = jax.lax.scan(own_step, carry, (indices, None))
+        main.append(steps)
         if block + 1 < config.num_blocks:
             copied = carry._replace(keys=None)
             children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), copied)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -107,6 +108,17 @@ def test_hand_count_of_rounds_and_of_the_textbook_form(tiny_config):
     assert found["draw"] == rounds  # 10 + 10 sentences, 4 steps an epoch
 
 
+@pytest.mark.parametrize("what", ["mle-epoch", "draw", "evaluation", "iteration", "data"])
+def test_rows_have_the_work_of_what_they_run(what, unchecked):
+    """But for the feature of the empty prefix, counted once and computed for every sentence: of 8 tokens, 1 in 9."""
+    sizes = {"vocab_size": 60, "draw_size": 1000, "num_train": 600, "num_heldout": 600, "oracle_hidden": 20}
+    config = config_.preset("synthetic20", **{**TINY, **sizes, "filter_counts": (40, 30, 20)})
+    state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
+    row = throughput.rows(config, 6)[what]
+    traced = jax.make_jaxpr(functools.partial(row.run, throughput.OURS))(state, data)
+    assert 1 <= products(traced.jaxpr) / row.multiply_adds < 1.2
+
+
 def test_xla_counts_the_same_where_scans_are_unrolled(monkeypatch, unchecked):
     """XLA counts elementwise work too, hence sizes at which products are most of it."""
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
@@ -138,6 +150,42 @@ def test_a_program_that_trains_goes_on_from_its_new_state_and_leaves_the_given_o
     times = measure.alternate([program, program], repeats=4, budget=60.0)
     assert times.shape == (4, 2) and np.all(times > 0)
     np.testing.assert_array_equal(program._state, given + 2 * (2 + 8))  # a warm-up each, and four calls each
+
+
+def test_a_call_is_timed_until_its_results_are_there(monkeypatch):
+    waited, wait = [], jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda out: waited.append(out) or wait(out))
+    program = measure.Program(lambda state, data: state + data, 1.0, 2.0, trains=False)
+    program.seconds()
+    assert waited == [3.0]
+
+
+def test_the_peak_is_that_of_the_products_it_makes(monkeypatch):
+    traced = []
+    monkeypatch.setattr(jax, "jit", lambda f, jit=jax.jit, **rest: traced.append(f) or jit(f, **rest))
+    peak = measure.Peak(16, "float32")
+    x = np.ones((16, 16), np.float32)
+    assert peak.flops == 2 * products(jax.make_jaxpr(traced[-1])(x, x).jaxpr)
+
+
+@pytest.mark.parametrize(
+    "what, told",
+    [("mle", "BF16_BF16_F32"), ("evaluation", "(Precision.HIGHEST, Precision.HIGHEST)")],
+)
+def test_rows_are_timed_in_the_precision_that_is_told(what, told, unchecked, monkeypatch):
+    texts = []
+
+    class Untimed:
+        def __init__(self, function, state, data, trains):
+            texts.append(str(jax.make_jaxpr(function)(state, data)))
+            self.compile_s, self.flops, self.seconds = 1.0, 1.0, lambda: 1.0
+
+    monkeypatch.setattr(measure, "Program", Untimed)
+    config = config_.preset("synthetic20", **{**TINY, "draw_size": 4, "precision": "bfloat16", "eval_samples": 4})
+    state, data = jax.eval_shape(functools.partial(throughput.inputs, config))
+    row = throughput.rows(config, 6)[what]
+    throughput.time_row(config, row, state, data, None, 3, 0.0, {"float32": Untimed(lambda s, d: s, 1.0, 1.0, False)})
+    assert set(re.findall(r"precision=(.+)", texts[1])) == {told}
 
 
 def test_at_least_three_calls_are_timed_whatever_the_budget():
@@ -189,6 +237,20 @@ def test_forms_of_a_layer_compute_the_same(tiny_config, tiny_state):
         assert others and np.std(ours) > 0.1
         for other in others:
             np.testing.assert_allclose(other, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_forms_of_the_streaming_update_read_the_same_features(tiny_config, tiny_state, sentences):
+    config = tiny_config()
+    steps = sentences(config, False).T, np.arange(config.length)
+    read = []
+    for step, known, first in ablation.stream_forms(config, tiny_state(config).params.discriminator, 5).values():
+        scan = jax.jit(
+            lambda known, first, step=step: jax.lax.scan(lambda s, x: 2 * (step(known, s, x),), first, steps)[1]
+        )
+        read.append(scan(known, first)[1])
+    ours, ring = read
+    assert np.std(ours) > 0.1
+    np.testing.assert_allclose(ring, ours, rtol=1e-5, atol=1e-5)
 
 
 def test_forms_of_the_convolutions_have_the_same_gradient(tiny_config, tiny_state, monkeypatch):
