@@ -33,7 +33,7 @@ from leakgan_jax.types import Array, GanState, Key
 
 ROWS = (
     "sample", "sample-many", "mle", "discriminator", "generator", "generator-sampling", "generator-update", "mle-epoch",
-    "draw", "evaluation", "iteration", "init", "data",
+    "draw", "evaluation", "iteration", "complete", "init", "data",
 )  # fmt: skip
 PRECISIONS = typing.get_args(Precision)
 CPU_DRAW_SIZE = 1_000  # with the released 10,000, one iteration takes two cores several minutes
@@ -293,6 +293,16 @@ def rows(config: Config, negatives: int) -> dict[str, Row]:
             c.generator_steps * work.generator_step(c) + c.adversarial_draws * draw_work,
             iterate,
             trains=True,
+        ),
+        Row(
+            f"complete {batch} prefixes of {c.length // 2}",
+            batch,
+            work.sample(c, batch),
+            lambda form, s, d: rollout.complete(
+                c, s.params, jax.random.split(d.key, batch), d.tokens, c.length // 2, c.eval_temperature
+            ),
+            ours_only=True,
+            scores=True,
         ),
         Row("a new model", 0, 0, lambda form, s, d: (None, training.init(c, d.key)), ours_only=True),
         Row(
