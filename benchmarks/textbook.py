@@ -19,6 +19,7 @@ from leakgan_jax import goals as goals_
 from leakgan_jax import losses, rewards, rollout, training
 from leakgan_jax.config import Config
 from leakgan_jax.types import Array, GanState, Key, Metrics, NetState, Params
+from leakgan_jax.updates import optimizers
 
 
 class Carry(NamedTuple):
@@ -228,7 +229,7 @@ def discriminator_step(
         return entropy + config.discriminator_l2 * 0.5 * squared, {"discriminator_loss": entropy}
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.discriminator.params)
-    net, optimizer = state.discriminator, training.optimizers(config)[2]
+    net, optimizer = state.discriminator, optimizers(config)[2]
     updates, moments = optimizer.update(grads, net.opt_state, net.params)
     return state.replace(discriminator=NetState(optax.apply_updates(net.params, updates), moments)), metrics
 
@@ -339,7 +340,7 @@ def _update_generator(config: Config, state: GanState, loss: Callable, kind: str
         return loss(Params(manager, worker, state.discriminator.params))
 
     grads, metrics = jax.grad(of_generator, argnums=(0, 1), has_aux=True)(state.manager.params, state.worker.params)
-    optimizer = training.optimizers(config)[0 if kind == "supervised" else 1]
+    optimizer = optimizers(config)[0 if kind == "supervised" else 1]
 
     def updated(net, grad):
         updates, moments = optimizer.update(grad, net.opt_state[kind], net.params)

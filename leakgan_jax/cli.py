@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from leakgan_jax.config import PRESET_SUMMARIES, Config, ConfigError, nearest, preset
+from leakgan_jax.config import PRESET_SUMMARIES, TITLES, Config, ConfigError, nearest, preset
 from leakgan_jax.metrics import Rule
 
 CACHE_BYTES = 2**30  # of compiled programs; those not used for longest go first
@@ -27,6 +27,7 @@ usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
   leakgan train [PRESET] --out DIR --seeds S                           S runs side by side: mean and spread
+  leakgan train [PRESET] --out DIR --model seqgan                      a baseline: mle, seqgan, seqgan-rescale, rankgan
   leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
                  [--prefix "a man"] [--greedy] [--json]
@@ -44,7 +45,7 @@ JAX_ENABLE_COMPILATION_CACHE=0 keeps none."""
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Trains LeakGAN: pre-training of the discriminator and generator, then adversarial training.
+    """Trains LeakGAN or a baseline: pre-training of the discriminator and generator, then adversarial training.
 
     Writes config.json, metrics.jsonl, checkpoints/, samples.txt, curves.png and report.md to the directory --out.
     Ctrl-C saves and stops; the same command with --resume goes on as if it had never stopped.
@@ -228,11 +229,14 @@ def _train(argv: list[str]) -> int:
 
         base, seed, record = run.open_run(Path(out), several=True)  # whatever is not given stays as it was
         seeds = record["seeds"]
+        if (model := _value(rest, "--model")) not in (None, base.model):
+            raise run.RunError(f"{out} was made with other settings: model ({base.model!r}, now {model!r})")
         if reading := _value(rest, "--reading"):
             base = dataclasses.replace(base, reading=_reading(reading))
     else:
         corpus = _value(rest, "--corpus") or ""  # takes the place of the preset's dataset
-        base = preset(name or "quickstart", reading=_reading(_value(rest, "--reading") or "paper"), corpus=corpus)
+        reading, model = _reading(_value(rest, "--reading") or "paper"), _value(rest, "--model") or "leakgan"
+        base = preset(name or "quickstart", reading, model, corpus=corpus)
     arguments = _parse(Train, rest, f"leakgan train {name or '[PRESET]'}", Train(tyro.MISSING, base, seed, seeds))
     config = arguments.config
     if not (1 <= arguments.seeds <= 1000 and arguments.seed + arguments.seeds <= 2**32):
@@ -267,7 +271,7 @@ def _train(argv: list[str]) -> int:
     if stopped:
         print(f"leakgan: stopped and saved; go on with: leakgan train --out {arguments.out} --resume", file=sys.stderr)
         return 128 + stopped
-    print((arguments.out / "report.md").read_text(encoding="utf-8").split("\n![")[0].removeprefix("# LeakGAN run\n\n"))
+    print((arguments.out / "report.md").read_text(encoding="utf-8").split("\n![")[0].split("\n\n", 1)[1])
     print(f"\nThe picture is {arguments.out / 'curves.png'}, the report {arguments.out / 'report.md'}.")
     return 0
 
@@ -456,6 +460,9 @@ def _inspect(argv: list[str]) -> int:
 
     if not 1 <= arguments.num <= pictures.MAX_FOLLOWED:
         raise ConfigError(f"num is {arguments.num}; it must be from 1 to {pictures.MAX_FOLLOWED}")
+    config, _, _ = run.open_run(arguments.run)
+    if config.model != "leakgan":
+        raise run.RunError(f"{arguments.run} is a run of {config.title}: only LeakGAN has goals to look into")
     config, vocabulary, params = _load(arguments)
     temperature = _temperature(arguments.temperature, config)
     _, task = run.open_task(arguments.run)
@@ -555,6 +562,11 @@ def _presets(argv: list[str]) -> int:
         changed = ", ".join(f"{key}={value}" for key, value in settings.items() if value != base[key])
         if changed:
             print(f"{'':<12}   beside synthetic20: {changed}")
+    for model, title in TITLES.items():
+        settings = preset("synthetic20", model=model).to_json()
+        changed = ", ".join(f"{key}={value}" for key, value in settings.items() if value != base[key])
+        if changed:
+            print(f"{title}: {changed}")
     print("\nEvery setting is an option: leakgan train PRESET --help")
     return 0
 

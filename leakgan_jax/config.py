@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+ModelName = Literal["leakgan", "mle", "seqgan", "seqgan-rescale", "rankgan"]
 Reading = Literal["paper", "released"]
 Tokenizer = Literal["whitespace", "nltk", "characters"]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
@@ -20,8 +21,10 @@ class ConfigError(ValueError):
 class Config:
     """Every setting of a run, each checked when the config is built."""
 
+    model: ModelName = "leakgan"
+    """What is trained: LeakGAN, or one of the baselines, whose generator is a plain LSTM of the Worker's widths."""
     reading: Reading = "paper"
-    """What the text leaves open: the paper's equations, or what the released code computes."""
+    """What LeakGAN's text leaves open: the paper's equations, or what the released code computes."""
 
     # --- Task ---------------------------------------------------------------------------------------
     vocab_size: int = 5000
@@ -57,21 +60,25 @@ class Config:
     discriminator_embedding: int = 64
     """Width of the discriminator's token embedding."""
     worker_embedding: int = 32
-    """Width of the Worker's token embedding."""
+    """Width of the token embedding of the Worker, or of a baseline's generator."""
     worker_hidden: int = 32
-    """Units of the Worker's LSTM."""
+    """Units of the LSTM of the Worker, or of a baseline's generator."""
     manager_hidden: int = 32
     """Units of the Manager's LSTM."""
     goal_dim: int = 16
     """Width of the goal embedding, k."""
     goal_horizon: int = 4
-    """Tokens a goal looks ahead, C."""
+    """Tokens a goal looks ahead, and so from one value to the next, C; 1 in a baseline, where every token has one."""
 
     # --- Training signal ----------------------------------------------------------------------------
     completions: int = 4
     """Sampled completions behind each value, N."""
     rescale_slope: float = 12.0
-    """Slope of the bootstrapped rescaled activation, delta in Eq. 11."""
+    """Slope of the bootstrapped rescaled activation, delta in Eq. 11 (leakgan and seqgan-rescale)."""
+    references: int = 16
+    """Real sentences that a sentence is compared with (rankgan)."""
+    rank_gamma: float = 16.0
+    """What cosines are multiplied by before they are ranked by softmax (rankgan)."""
     dropout_keep: float = 0.75
     """Share of the leaked feature kept while the discriminator trains."""
     discriminator_l2: float = 0.2
@@ -87,19 +94,19 @@ class Config:
     batch_size: int = 64
     """Sentences an update."""
     generator_lr: float = 1e-3
-    """Adam step size of Manager and Worker in maximum likelihood."""
+    """Adam step size of Manager and Worker, or of a baseline's generator, in maximum likelihood."""
     adversarial_lr: float = 1e-3
-    """Adam step size of Manager and Worker in adversarial training."""
+    """The same in adversarial training."""
     discriminator_lr: float = 5e-5
-    """Adam step size of the discriminator."""
+    """Adam step size of the discriminator, or of the ranker."""
     clip_norm: float = 5.0
-    """Global norm that the gradients of Manager and of Worker are clipped to."""
+    """Global norm that the gradients of Manager and of Worker, or of a baseline's generator, are clipped to."""
     precision: Precision = "float32"
     """What accelerators round the factors of training's matrix products to; a CPU never rounds, nor does a score."""
 
     # --- Schedule -----------------------------------------------------------------------------------
     pretrain_rounds: int = 10
-    """Pre-training rounds: discriminator draws, then MLE epochs."""
+    """Pre-training rounds: discriminator draws, then MLE epochs; a baseline has all its epochs before all its draws."""
     pretrain_draws: int = 5
     """Discriminator draws a pre-training round; each draws new negatives and new positives."""
     mle_epochs: int = 8
@@ -134,6 +141,11 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, self, "a positive, finite number")
         for name in _TEMPERATURES:
             _require(1e-3 <= getattr(self, name) <= 1e3, name, self, "a temperature from 0.001 to 1000")
+        if self.model != "leakgan":
+            _require(self.reading == "paper", "reading", self, "'paper': leakgan alone has two")
+            _require(self.goal_horizon == 1, "goal_horizon", self, f"1: {self.model} has no goals")
+        for name in ("pretrain_draws", "adversarial_iterations") if self.model == "mle" else ():
+            _require(getattr(self, name) == 0, name, self, "0: mle has no adversary")
         _require(0 < self.dropout_keep <= 1, "dropout_keep", self, "a share above 0 and at most 1")
         _require(0 <= self.discriminator_l2 < float("inf"), "discriminator_l2", self, "a finite number, 0 or more")
         _require(self.vocab_size >= 2, "vocab_size", self, "at least 2")
@@ -174,6 +186,11 @@ class Config:
             _require(size <= _MAX_NUMBERS, name, self, f"smaller: {what} would hold {size:,} numbers")
         _require(not (self.corpus and self.dataset), "dataset", self, "empty when there is a corpus")
         _require(not (self.is_text and self.oracle_file), "oracle_file", self, "empty when there is text to train on")
+
+    @property
+    def title(self) -> str:
+        """The model's name as the papers spell it."""
+        return TITLES[self.model]
 
     @property
     def matmul_precision(self) -> str:
@@ -227,34 +244,38 @@ _MAX_SIZE = 10**9
 _MAX_NUMBERS = 2 * 10**9  # 8 GB of float32 in one array
 _AT_LEAST_ONE = (
     "vocab_size length num_heldout oracle_hidden min_count discriminator_embedding worker_embedding worker_hidden "
-    "manager_hidden goal_dim goal_horizon completions batch_size draw_size discriminator_epochs generator_steps "
-    "eval_every eval_samples sample_batch num_train"
+    "manager_hidden goal_dim goal_horizon completions references batch_size draw_size discriminator_epochs "
+    "generator_steps eval_every eval_samples sample_batch num_train"
 ).split()
 _AT_LEAST_ZERO = (
     "oracle_seed pretrain_rounds pretrain_draws mle_epochs adversarial_iterations adversarial_draws interleave_every"
 ).split()
-_POSITIVE = ("rescale_slope generator_lr adversarial_lr discriminator_lr clip_norm").split()
+_POSITIVE = ("rescale_slope rank_gamma generator_lr adversarial_lr discriminator_lr clip_norm").split()
 _TEMPERATURES = "train_temperature negative_temperature eval_temperature".split()
 
 
-def preset(name: str = "quickstart", reading: Reading = "paper", **overrides: Any) -> Config:
-    """A preset under one of the two readings, with `overrides` on top. `Config()` itself is `synthetic20`.
+def preset(name: str = "quickstart", reading: Reading = "paper", model: ModelName = "leakgan", **overrides) -> Config:
+    """A preset of a model, under one of the two readings, with `overrides` on top. `Config()` itself is `synthetic20`.
 
     A `corpus` among the overrides takes the place of the preset's dataset.
 
-    Source: Guo et al. 2018, arXiv:1709.08624, and the released code, github.com/CR-Gjx/LeakGAN.
+    Source: Guo et al. 2018, arXiv:1709.08624, and the released code, github.com/CR-Gjx/LeakGAN; of the baselines see
+    `_MODELS`.
     Raises:
-        ConfigError if the preset, the reading or an override is unknown or cannot work.
+        ConfigError if the preset, the reading, the model or an override is unknown or cannot work.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     if reading not in _READINGS:
         raise ConfigError(f"reading is {reading!r}; it must be 'paper' or 'released'")
+    if model not in _MODELS:
+        raise ConfigError(f"model is {model!r}{nearest(model, _MODELS)}; it must be one of {', '.join(_MODELS)}")
     values = {**PRESETS[name], **_READINGS[reading], **_PRESET_READINGS.get((name, reading), {})}
+    values |= {**_MODELS[model], **_PRESET_MODELS.get((name, model), {})}
     if overrides.get("corpus"):
         values["dataset"] = ""
     values |= overrides
-    return Config.from_json({"reading": reading, **values})
+    return Config.from_json({"model": model, "reading": reading, **values})
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -355,6 +376,46 @@ _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthetic40", "released"): {"worker_embedding": 64, "worker_hidden": 64, "manager_hidden": 64},
     ("coco", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},
     ("news", "released"): {"interleave_every": 15, "train_temperature": 1 / 0.8},  # none was released: as coco
+}
+# What the baselines change in every preset. Source: the released code of SeqGAN, github.com/LantaoYu/SeqGAN, whose
+# settings the authors of RankGAN keep in theirs, github.com/cookielee77/RankGan-NIPS2017: 120 epochs of maximum
+# likelihood, 50 draws for the discriminator, 16 completions, and neither goals nor interleaved epochs.
+_BASELINE: dict[str, Any] = {
+    "goal_horizon": 1,
+    "completions": 16,
+    "generator_lr": 1e-2,
+    "adversarial_lr": 1e-2,
+    "discriminator_lr": 1e-4,
+    "pretrain_rounds": 10,
+    "pretrain_draws": 5,
+    "mle_epochs": 12,
+    "interleave_every": 0,
+}
+_MODELS: dict[str, dict[str, Any]] = {
+    "leakgan": {},
+    "mle": {**_BASELINE, "pretrain_draws": 0, "adversarial_iterations": 0},
+    "seqgan": _BASELINE,
+    "seqgan-rescale": _BASELINE,
+    "rankgan": _BASELINE,
+}
+_QUICKSTART_MLE = {"pretrain_rounds": 5, "mle_epochs": 3, "generator_lr": 1e-2}
+_QUICKSTART_GAN = {
+    **_QUICKSTART_MLE,
+    "completions": 4,
+    "pretrain_draws": 6,
+    "adversarial_lr": 1e-3,
+    "discriminator_lr": 1e-3,
+}
+_PRESET_MODELS: dict[tuple[str, str], dict[str, Any]] = {
+    ("quickstart", "mle"): _QUICKSTART_MLE,
+    **{("quickstart", model): _QUICKSTART_GAN for model in ("seqgan", "seqgan-rescale", "rankgan")},
+}
+TITLES = {
+    "leakgan": "LeakGAN",
+    "mle": "MLE",
+    "seqgan": "SeqGAN",
+    "seqgan-rescale": "SeqGAN-rescale",
+    "rankgan": "RankGAN",
 }
 PRESET_SUMMARIES = {
     "quickstart": "a small synthetic oracle, every phase, two to three minutes on two CPU cores",

@@ -13,8 +13,13 @@ from leakgan_jax import run
 from leakgan_jax.config import Config
 
 PLAIN_SECONDS = 20.0  # between two plain lines, evaluations aside
-_SHOWN = ("discriminator_loss", "worker_loss", "manager_loss", "nll_oracle", "nll_gen", "distinct")
-_SHORT = {"discriminator_loss": "D loss", "worker_loss": "worker", "manager_loss": "manager"}
+_SHOWN = ("discriminator_loss", "generator_loss", "worker_loss", "manager_loss", "nll_oracle", "nll_gen", "distinct")
+_SHORT = {
+    "discriminator_loss": "D loss",
+    "generator_loss": "G loss",
+    "worker_loss": "worker",
+    "manager_loss": "manager",
+}
 
 
 class Display:

@@ -55,7 +55,8 @@ def draw_curves(
     axes.set_xlabel("MLE epochs, then adversarial iterations")
     axes.set_ylabel("nats per token")
     of_seeds = f", mean and standard deviation of {len(runs)} seeds" if len(runs) > 1 else ""
-    title = f"{config.reading} reading, scored at temperature {config.eval_temperature:.3g}{of_seeds}"
+    model = f"{config.reading} reading" if config.model == "leakgan" else config.title
+    title = f"{model}, scored at temperature {config.eval_temperature:.3g}{of_seeds}"
     axes.set_title(title, fontsize=10)
     axes.margins(y=0.15)  # room for the names of the phases
     axes.grid(alpha=0.25)
@@ -71,8 +72,8 @@ def table(rows: dict[str, list[list[dict[str, Any]]]], real_nlls: Sequence[float
     and standard deviations.
     """
     text = "| model | temperature | NLL_oracle | NLL_gen | NLL_div | distinct samples |\n|---|--:|--:|--:|--:|--:|\n"
-    for name in ("MLE, best NLL_gen", "MLE, last epoch", "LeakGAN"):
-        for of_seeds in zip(*rows.get(name, ()), strict=True):
+    for name, of_model in rows.items():
+        for of_seeds in zip(*of_model, strict=True):
             nlls = (_mean([row[key] for row in of_seeds]) for key in ("nll_oracle", "nll_gen", "nll_div"))
             distinct = _mean([row["distinct"] for row in of_seeds], "{:.1%}")
             text += f"| {name} | {of_seeds[0]['temperature']:.3f} | {' | '.join(nlls)} | {distinct} |\n"
@@ -110,7 +111,7 @@ def write_report(
     facts = {
         "Command": f"`{record['command']}`",
         "Seed": f"{first} (one run: no spread)",
-        "Reading": config.reading,
+        **({"Reading": config.reading} if config.model == "leakgan" else {"Model": config.title}),
         "Counts": f"{config.eval_samples:,} samples a row; NLL_gen on {heldout:,} held-out real sentences",
         "Schedule": (
             f"{config.pretrain_rounds * config.mle_epochs} MLE epochs before, and {interleaved} among, "
@@ -128,13 +129,14 @@ def write_report(
         facts["Corpus"] = f"{describe(config, source)}; {left_out}"
     runs = "this same run" if seeds == 1 else "these same runs"
     body = [
-        "# LeakGAN run\n",
+        f"# {config.title} run\n",
         table(rows, real_nlls),
         "NLL is in nats per token. NLL_oracle is of the samples under the oracle (lower is better, and a model that "
         "repeats itself can go below real text); NLL_gen is of held-out real sentences under the generator, words "
         "unknown to its vocabulary left out, NLL_div of its own samples. Every number of a row is at the row's "
         f"temperature. Both MLE models are of {runs}: the scored epoch with the lowest NLL_gen, and the last. "
-        "LeakGAN is the final state, not chosen among many.\n",
+        + (f"{config.title} is the final state, not chosen among many." if config.adversarial_iterations else "")
+        + "\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",

@@ -1,23 +1,25 @@
 """The rollout engine: one scan that samples sentences, completes prefixes, and its bulk form that scores.
 
-A step reads the leaked feature of the prefix so far, lets the Manager set a goal and the Worker draw a token,
-and streams that token into the discriminator's convolutions (SPEC section 5, points 1-4). Each row of a batch
-draws from its own key, so a sentence does not depend on the batch it is in.
+Every model of `config.model` is sampled, completed and scored here. A step of LeakGAN reads the leaked feature of the
+prefix so far, lets the Manager set a goal and the Worker draw a token, and streams that token into the discriminator's
+convolutions (SPEC section 5, points 1-4); a step of a baseline is one of its LSTM. Each row of a batch draws from its
+own key, so a sentence does not depend on the batch it is in.
 
 The discriminator's features are data to the generator: no gradient flows into them.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from leakgan_jax import goals as goals_
 from leakgan_jax.config import Config
-from leakgan_jax.models import discriminator, manager, worker
+from leakgan_jax.models import discriminator, language_model, manager, worker
 from leakgan_jax.models.layers import LSTMState
 from leakgan_jax.sampling import draw, row_uniform
-from leakgan_jax.types import Array, Key, Params, Rollout
+from leakgan_jax.types import Array, BaselineParams, Key, Params, Rollout
 
 
 class Carry(NamedTuple):
@@ -26,6 +28,20 @@ class Carry(NamedTuple):
     keys: Key  # [R] typed, one a row
     token: Array  # [R] int32, x_t; the start token where t = 0
     ended: Array  # [R] bool, the end token was drawn
+    generator: Any  # what the generator remembers of its prefix
+
+
+class Generator(NamedTuple):
+    """What the engine needs of a generator. Its state is a pytree with a row a sentence, and has a `feature`."""
+
+    start: Callable[[int], Any]  # number of rows -> state of the empty prefix
+    predict: Callable[[Any, Array, Array], tuple[Any, Array]]  # state, x_t `[R]`, t -> state, logits of x_{t+1}
+    read: Callable[[Any, Array, Array], Any]  # state, x_{t+1} `[R]`, t -> state of the prefix with it
+
+
+class LeakState(NamedTuple):
+    """What LeakGAN's generator remembers of a prefix."""
+
     feature: Array  # [R, F], f_t
     stream: discriminator.StreamState
     manager: LSTMState
@@ -34,15 +50,23 @@ class Carry(NamedTuple):
     held: Array  # [R, k], the goal embedding of the step before
 
 
+class PlainState(NamedTuple):
+    """What a baseline's generator remembers of a prefix."""
+
+    lstm: LSTMState
+    tokens: Array  # [R, T] int32, the prefix; PAD where nothing is yet
+    feature: None = None  # nothing leaks
+
+
 class Step(NamedTuple):
     """What one step shows of itself."""
 
     token: Array  # [R] int32, x_{t+1}
     log_prob: Array  # [R]
-    feature: Array  # [R, F], f_{t+1}
+    feature: Array | None  # [R, F], f_{t+1}
 
 
-def sample(config: Config, params: Params, keys: Key, temperature: Array | float) -> Rollout:
+def sample(config: Config, params: Params | BaselineParams, keys: Key, temperature: Array | float) -> Rollout:
     """Samples one sentence a key.
 
     Args:
@@ -54,7 +78,9 @@ def sample(config: Config, params: Params, keys: Key, temperature: Array | float
     return _rollout(config, params, steps)
 
 
-def sample_many(config: Config, params: Params, key: Key, num: int, temperature: Array | float) -> tuple[Array, Array]:
+def sample_many(
+    config: Config, params: Params | BaselineParams, key: Key, num: int, temperature: Array | float
+) -> tuple[Array, Array]:
     """Samples `num` sentences, `config.sample_batch` at a time -> tokens and log-probabilities, `[num, T]` each."""
     batch = min(num, config.sample_batch)
     keys = jax.random.split(key, -(-num // batch) * batch).reshape(-1, batch)
@@ -67,15 +93,25 @@ def sample_many(config: Config, params: Params, key: Key, num: int, temperature:
     return tokens.reshape(-1, config.length)[:num], log_probs.reshape(-1, config.length)[:num]
 
 
-def sample_with_values(config: Config, params: Params, keys: Key, temperature: Array | float) -> tuple[Rollout, Array]:
+def sample_with_values(
+    config: Config,
+    params: Params | BaselineParams,
+    keys: Key,
+    temperature: Array | float,
+    judge: Callable[[Any], Array] | None = None,
+) -> tuple[Rollout, Array]:
     """Samples sentences and, in the same pass, judges each block of `C` tokens by completions of its prefix.
 
     The completions start as copies of the sentence's own carry at the block end and join the batch, so no prefix
     is run twice and there are `T` sequential steps in all, not `T` for each prefix and repetition.
 
+    Args:
+        judge: the generator's state at the end of `R` sentences -> their scores, `[R]`. Default: D of the leaked
+            feature.
+
     Returns:
-        The rollout, and values `[B, T / C]`: the mean of D over `N` completions of `s_C, s_2C, ...`; in the last
-        column D of the sentence itself (SPEC section 2).
+        The rollout, and values `[B, T / C]`: the mean score of `N` completions of `s_C, s_2C, ...`; in the last
+        column the score of the sentence itself (SPEC section 2). A baseline has `C = 1`: a value for every token.
     """
     step = _make_step(config, params, temperature)
     batch, repeats = keys.shape[0], config.completions
@@ -94,7 +130,10 @@ def sample_with_values(config: Config, params: Params, keys: Key, temperature: A
             children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), copied)
             children = children._replace(keys=completion_keys(config, keys, block).reshape(-1))
             carry = jax.tree.map(lambda *x: jnp.concatenate(x), carry, children)
-    scores = jax.nn.sigmoid(discriminator.logit(config, params.discriminator, carry.feature))
+    if judge is None:
+        scores = jax.nn.sigmoid(discriminator.logit(config, params.discriminator, carry.generator.feature))
+    else:
+        scores = judge(carry.generator)
     own, completed = scores[:batch], scores[batch:].reshape(-1, repeats, batch)
     values = jnp.concatenate([completed.mean(axis=1), own[None]]).T
     return _rollout(config, params, jax.tree.map(lambda *x: jnp.concatenate(x), *main)), values
@@ -171,10 +210,12 @@ def worker_inputs(config: Config, params: Params, tokens: Array, features: Array
     return worker.hidden(config, params.worker, inputs), goal_embedding, goals
 
 
-def log_probs(config: Config, params: Params, tokens: Array, temperature: Array | float) -> Array:
+def log_probs(config: Config, params: Params | BaselineParams, tokens: Array, temperature: Array | float) -> Array:
     """Log-probabilities of many known sentences, `[n, T]`, in batches that bound memory; no gradient."""
 
     def score(rows):
+        if config.model != "leakgan":
+            return language_model.log_probs(generator_sizes(config), params.generator, rows, temperature)
         features = discriminator.prefix_features(config, params.discriminator, rows)
         return teacher_force(config, params, rows, features, temperature)[0]
 
@@ -191,34 +232,78 @@ def map_batches(function, rows: Array, batch: int) -> Array:
     return out.reshape(-1, *out.shape[2:])[:num]
 
 
-def _start(config: Config, params: Params, keys: Key) -> Carry:
-    batch = keys.shape[0]
+def generator_sizes(config: Config) -> language_model.Sizes:
+    """A baseline's generator is a language model as wide as LeakGAN's Worker."""
+    return language_model.Sizes(config.vocab_size, config.worker_embedding, config.worker_hidden)
+
+
+def _generator(config: Config, params: Params | BaselineParams) -> Generator:
+    return _leaking(config, params) if config.model == "leakgan" else _plain(config, params)
+
+
+def _leaking(config: Config, params: Params) -> Generator:
+    """Manager and Worker, fed with D's features."""
     opened = discriminator.open_stream(config, params.discriminator)
-    stream, pooled = discriminator.start_stream(config, opened, batch)
-    initial = worker.embed_goal(config, params.worker, goals_.initial_goal(config, params))
-    return Carry(
-        keys=keys,
-        token=jnp.full(batch, config.pad_id, jnp.int32),
-        ended=jnp.zeros(batch, bool),
-        feature=discriminator.highway(config, params.discriminator, pooled),
-        stream=stream,
-        manager=manager.initial_state(config, batch),
-        worker=worker.initial_state(config, batch),
-        recent=jnp.broadcast_to(initial, (batch, config.goal_horizon, config.goal_dim)),
-        held=jnp.zeros((batch, config.goal_dim)),
-    )
+
+    def start(rows: int) -> LeakState:
+        stream, pooled = discriminator.start_stream(config, opened, rows)
+        initial = worker.embed_goal(config, params.worker, goals_.initial_goal(config, params))
+        return LeakState(
+            feature=discriminator.highway(config, params.discriminator, pooled),
+            stream=stream,
+            manager=manager.initial_state(config, rows),
+            worker=worker.initial_state(config, rows),
+            recent=jnp.broadcast_to(initial, (rows, config.goal_horizon, config.goal_dim)),
+            held=jnp.zeros((rows, config.goal_dim)),
+        )
+
+    def predict(state: LeakState, token: Array, t: Array) -> tuple[LeakState, Array]:
+        manager_state, goal = manager.step(config, params.manager, state.manager, state.feature)
+        goal_embedding = goals_.embed_step(config, state.recent, state.held, t)
+        worker_state = worker.step(config, params.worker, state.worker, token)
+        embedded = worker.embed_goal(config, params.worker, goal)
+        recent = jnp.concatenate([state.recent[:, 1:], embedded[:, None]], axis=1)
+        state = state._replace(manager=manager_state, worker=worker_state, recent=recent, held=goal_embedding)
+        return state, worker.logits(config, params.worker, worker_state.hidden, goal_embedding)
+
+    def read(state: LeakState, token: Array, t: Array) -> LeakState:
+        stream, pooled = discriminator.stream(config, opened, state.stream, token, t)
+        return state._replace(stream=stream, feature=discriminator.highway(config, params.discriminator, pooled))
+
+    return Generator(start, predict, read)
 
 
-def _make_step(config: Config, params: Params, temperature: Array | float, greedy: bool = False):
+def _plain(config: Config, params: BaselineParams) -> Generator:
+    """The LSTM of a baseline."""
+    sizes = generator_sizes(config)
+
+    def start(rows: int) -> PlainState:
+        empty = jnp.full((rows, config.length), config.pad_id, jnp.int32)
+        return PlainState(language_model.initial_state(sizes, rows), empty)
+
+    def predict(state: PlainState, token: Array, t: Array) -> tuple[PlainState, Array]:
+        lstm = language_model.step(sizes, params.generator, state.lstm, token)
+        return state._replace(lstm=lstm), language_model.logits(sizes, params.generator, lstm.hidden)
+
+    def read(state: PlainState, token: Array, t: Array) -> PlainState:
+        return state._replace(tokens=state.tokens.at[:, t].set(token))
+
+    return Generator(start, predict, read)
+
+
+def _start(config: Config, params: Params | BaselineParams, keys: Key) -> Carry:
+    rows = keys.shape[0]
+    token = jnp.full(rows, config.pad_id, jnp.int32)
+    return Carry(keys, token, jnp.zeros(rows, bool), _generator(config, params).start(rows))
+
+
+def _make_step(config: Config, params: Params | BaselineParams, temperature: Array | float, greedy: bool = False):
     """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw."""
-    opened = discriminator.open_stream(config, params.discriminator)
+    generator = _generator(config, params)
 
     def step(carry: Carry, x: tuple[Array, Array | None]) -> tuple[Carry, Step]:
         t, forced = x
-        manager_state, goal = manager.step(config, params.manager, carry.manager, carry.feature)
-        goal_embedding = goals_.embed_step(config, carry.recent, carry.held, t)
-        worker_state = worker.step(config, params.worker, carry.worker, carry.token)
-        scores = worker.logits(config, params.worker, worker_state.hidden, goal_embedding)
+        state, scores = generator.predict(carry.generator, carry.token, t)
         logits = scores / temperature
         token = jnp.argmax(scores, axis=-1) if greedy else draw(logits, row_uniform(carry.keys, t))
         if forced is not None:
@@ -227,30 +312,17 @@ def _make_step(config: Config, params: Params, temperature: Array | float, greed
         index = jnp.minimum(token, config.vocab_size - 1)
         log_prob = jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
         log_prob = jnp.where(token == config.pad_id, 0.0, log_prob)
-        stream, pooled = discriminator.stream(config, opened, carry.stream, token, t)
-        feature = discriminator.highway(config, params.discriminator, pooled)
-        embedded = worker.embed_goal(config, params.worker, goal)
+        state = generator.read(state, token, t)
         ended = carry.ended if config.end_id is None else carry.ended | (token == config.end_id)
-        carry = Carry(
-            keys=carry.keys,
-            token=token,
-            ended=ended,
-            feature=feature,
-            stream=stream,
-            manager=manager_state,
-            worker=worker_state,
-            recent=jnp.concatenate([carry.recent[:, 1:], embedded[:, None]], axis=1),
-            held=goal_embedding,
-        )
-        return carry, Step(token, log_prob, feature)
+        return Carry(carry.keys, token, ended, state), Step(token, log_prob, state.feature)
 
     return step
 
 
-def _rollout(config: Config, params: Params, steps: Step) -> Rollout:
+def _rollout(config: Config, params: Params | BaselineParams, steps: Step) -> Rollout:
     """Time-major steps of the whole sentence, as a batch-major rollout with the empty prefix's feature in front."""
-    opened = discriminator.open_stream(config, params.discriminator)
-    _, pooled = discriminator.start_stream(config, opened, steps.token.shape[1])
-    first = discriminator.highway(config, params.discriminator, pooled)
+    if steps.feature is None:
+        return Rollout(steps.token.T, steps.log_prob.T, None)
+    first = _generator(config, params).start(steps.token.shape[1]).feature
     features = jnp.concatenate([first[None], steps.feature]).swapaxes(0, 1)
     return Rollout(steps.token.T, steps.log_prob.T, features)

@@ -107,6 +107,10 @@ def schedule(config: Config) -> list[Unit]:
         for epoch in range(config.mle_epochs):
             ends = round_ == config.pretrain_rounds - 1 and epoch == config.mle_epochs - 1
             units.append(Unit("pretrain", "mle", done + epoch + 1, epoch % config.eval_every == 0 or ends))
+    if config.model != "leakgan":  # nothing leaks, so D need not be of any use until it judges
+        done = config.pretrain_rounds * config.mle_epochs
+        epochs = [unit for unit in units if unit.kind == "mle"]
+        units = epochs + [Unit("pretrain", "discriminator", done, False)] * (len(units) - len(epochs))
     last = config.adversarial_iterations
     for iteration in range(1, last + 1):
         # Between iterations, so not after the last: that would show a supervised model for an adversarial one.
@@ -258,14 +262,14 @@ def train(
         display.message("scoring the table")
         rows = {}
         if last_mle:
-            rows["MLE, last epoch"] = [extra["mle_last"] for extra in extras]
             try:
                 best = _stack([of_seed.restore(_target(config), "mle").state.params for of_seed in checkpoints])
                 rows["MLE, best NLL_gen"] = _table_rows(config, arrays, best, keys.table)
             except CheckpointError as error:
                 display.message(f"{error}; the table has no row for the best MLE model")
+            rows["MLE, last epoch"] = [extra["mle_last"] for extra in extras]
         if config.adversarial_iterations and not signals.caught:
-            rows["LeakGAN"] = _table_rows(config, arrays, state.params, keys.table)
+            rows[config.title] = _table_rows(config, arrays, state.params, keys.table)
         if signals.caught:
             return signals.caught
     draw_curves()
@@ -344,7 +348,7 @@ def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> di
                 return models
         except CheckpointError as error:
             on_skip(f"{error}; there is no MLE model to compare with")
-    return models | {"LeakGAN" if adversarial else "MLE, last epoch": newest.state.params}
+    return models | {config.title if adversarial else "MLE, last epoch": newest.state.params}
 
 
 def read_heldout(
@@ -466,7 +470,7 @@ def _run_unit(config: Config, kind: str, state: GanState, arrays: Arrays, key: K
         if kind == "mle":
             return training.mle_epoch(config, state, arrays.train, key)
         if kind == "generator":
-            return training.generator_steps(config, state, key)
+            return training.generator_steps(config, state, arrays.train, key)
         real_key, train_key = jax.random.split(key)
         if arrays.oracle is not None:  # real sentences without end, as released
             real = oracle.sample(arrays.oracle, real_key, config.draw_size, config.length)

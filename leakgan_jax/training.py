@@ -1,49 +1,65 @@
-"""Training: the updates of the three networks, and the scans over device-resident data built from them.
+"""Training: LeakGAN's updates of its three networks, and the scans over device-resident data that train any model.
 
 Steps are pure, `(config, state, data, key) -> (state, metrics)`, and not jitted: callers jit, scan, vmap or shard
 them, with `config` static. Everything here draws from the key it is given and from nothing else.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from leakgan_jax import goals as goals_
 from leakgan_jax import losses, rewards, rollout
+from leakgan_jax.baselines import mle, rankgan, seqgan
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, manager, worker
-from leakgan_jax.types import Array, GanState, Key, Metrics, NetState, Params
+from leakgan_jax.types import Array, BaselineParams, BaselineState, GanState, Key, Metrics, Params
+from leakgan_jax.updates import discriminator_net, generator_net, update_discriminator, update_generator
+
+State = GanState | BaselineState
 
 
-def init(config: Config, key: Key) -> GanState:
-    """Draws the three networks and zeroes their optimizers. Consumes `key`."""
-    manager_key, worker_key, discriminator_key = jax.random.split(key, 3)
-    supervised, adversarial, of_discriminator = optimizers(config)
+class Model(NamedTuple):
+    """All that the trainer needs of a model; `rollout` samples and scores it.
 
-    def generator_net(params):
-        moments = {"supervised": supervised.init(params), "adversarial": adversarial.init(params)}
-        return NetState(params, moments)
-
-    d_params = discriminator.init(config, discriminator_key)
-    return GanState(
-        manager=generator_net(manager.init(config, manager_key)),
-        worker=generator_net(worker.init(config, worker_key)),
-        discriminator=NetState(d_params, of_discriminator.init(d_params)),
-    )
-
-
-def optimizers(config: Config):
-    """Adam for the generator's supervised and adversarial updates, clipped, and for the discriminator.
-
-    Manager and Worker are updated apart: each has moments and a gradient norm of its own.
+    `real` is real text to draw from, `[n, T]`; the models that do not need it leave it alone.
     """
 
-    def clipped(learning_rate):
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(learning_rate))
+    init: Callable[[Config, Key], State]
+    pretrain_step: Callable[[Config, State, Array], tuple[State, Metrics]]  # on real tokens, [B, T]
+    train_step: Callable[[Config, State, Array, Key], tuple[State, Metrics]]  # real, key
+    discriminator_step: Callable[..., tuple[State, Metrics]]  # config, state, tokens, is_real, real, key
 
-    return clipped(config.generator_lr), clipped(config.adversarial_lr), optax.adam(config.discriminator_lr)
+
+def model(config: Config) -> Model:
+    """The functions of `config.model`."""
+
+    def of_discriminator(config, state, tokens, is_real, real, key):
+        return discriminator_step(config, state, tokens, is_real, key)
+
+    if config.model == "leakgan":
+        return Model(_init, mle_step, lambda c, state, real, key: generator_step(c, state, key), of_discriminator)
+    if config.model == "mle":
+        return Model(mle.init, mle.pretrain_step, None, None)
+    if config.model == "rankgan":
+        return Model(rankgan.init, rankgan.pretrain_step, rankgan.train_step, rankgan.ranker_step)
+    return Model(seqgan.init, seqgan.pretrain_step, seqgan.train_step, of_discriminator)
+
+
+def init(config: Config, key: Key) -> State:
+    """Draws the networks of `config.model` and zeroes their optimizers. Consumes `key`."""
+    return model(config).init(config, key)
+
+
+def _init(config: Config, key: Key) -> GanState:
+    manager_key, worker_key, discriminator_key = jax.random.split(key, 3)
+    return GanState(
+        manager=generator_net(config, manager.init(config, manager_key)),
+        worker=generator_net(config, worker.init(config, worker_key)),
+        discriminator=discriminator_net(config, discriminator.init(config, discriminator_key)),
+    )
 
 
 def mle_step(config: Config, state: GanState, tokens: Array) -> tuple[GanState, Metrics]:
@@ -91,17 +107,12 @@ def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState,
     return _update_generator(config, state, loss, "adversarial")
 
 
-def discriminator_step(
-    config: Config, state: GanState, tokens: Array, is_real: Array, key: Key
-) -> tuple[GanState, Metrics]:
+def discriminator_step(config: Config, state: State, tokens: Array, is_real: Array, key: Key) -> tuple[State, Metrics]:
     """One update of D on `tokens` `[B, T]` with labels `is_real` `[B]` (1 real, 0 generated); `key` for dropout."""
 
     def loss(params):
         features = discriminator.highway(config, params, discriminator.pooled(config, params, tokens))
-        if config.dropout_keep < 1:
-            kept = jax.random.bernoulli(key, config.dropout_keep, features.shape)
-            features = jnp.where(kept, features / config.dropout_keep, 0.0)
-        logits = discriminator.logit(config, params, features)
+        logits = discriminator.logit(config, params, discriminator.dropout(config, features, key))
         squared = jnp.sum(params["output_kernel"] ** 2) + params["output_bias"] ** 2
         entropy = losses.discriminator(logits, is_real)
         accuracy = jnp.mean((logits > 0) == (is_real > 0.5))
@@ -109,31 +120,34 @@ def discriminator_step(
         return entropy + config.discriminator_l2 * 0.5 * squared, metrics
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.discriminator.params)
-    _, _, optimizer = optimizers(config)
-    return state.replace(discriminator=_apply(optimizer, state.discriminator, grads)), metrics
+    return state.replace(discriminator=update_discriminator(config, state.discriminator, grads)), metrics
 
 
-def mle_epoch(config: Config, state: GanState, corpus: Array, key: Key) -> tuple[GanState, Metrics]:
+def mle_epoch(config: Config, state: State, corpus: Array, key: Key) -> tuple[State, Metrics]:
     """One supervised epoch over `corpus`, `[n, T]`, in a random order; what does not fill a batch sits out."""
-    order = _batches(key, corpus.shape[0], config.batch_size)
-    state, metrics = jax.lax.scan(lambda s, rows: mle_step(config, s, corpus[rows]), state, order)
+    order, step = _batches(key, corpus.shape[0], config.batch_size), model(config).pretrain_step
+    state, metrics = jax.lax.scan(lambda s, rows: step(config, s, corpus[rows]), state, order)
     return state, _mean(metrics)
 
 
-def generator_steps(config: Config, state: GanState, key: Key) -> tuple[GanState, Metrics]:
-    """The adversarial generator updates of one iteration, `config.generator_steps` of them."""
-    keys = jax.random.split(key, config.generator_steps)
-    state, metrics = jax.lax.scan(lambda s, k: generator_step(config, s, k), state, keys)
+def generator_steps(config: Config, state: State, corpus: Array, key: Key) -> tuple[State, Metrics]:
+    """The adversarial generator updates of one iteration, `config.generator_steps` of them.
+
+    `corpus`, `[n, T]`, is real text, for the models whose rewards compare with it.
+    """
+    keys, step = jax.random.split(key, config.generator_steps), model(config).train_step
+    state, metrics = jax.lax.scan(lambda s, k: step(config, s, corpus, k), state, keys)
     return state, _mean(metrics)
 
 
-def discriminator_draw(config: Config, state: GanState, real: Array, key: Key) -> tuple[GanState, Metrics]:
+def discriminator_draw(config: Config, state: State, real: Array, key: Key) -> tuple[State, Metrics]:
     """Draws as many negatives as there are sentences in `real`, `[n, T]`, and trains D on both for its epochs."""
     sample_key, epochs_key = jax.random.split(key)
     num = real.shape[0]
     generated, _ = rollout.sample_many(config, state.params, sample_key, num, config.negative_temperature)
     tokens = jnp.concatenate([real, generated])
     is_real = jnp.concatenate([jnp.ones(num), jnp.zeros(num)])
+    update = model(config).discriminator_step
 
     def epoch(state, epoch_key):
         order_key, dropout_key = jax.random.split(epoch_key)
@@ -141,7 +155,7 @@ def discriminator_draw(config: Config, state: GanState, real: Array, key: Key) -
 
         def step(state, x):
             rows, step_key = x
-            return discriminator_step(config, state, tokens[rows], is_real[rows], step_key)
+            return update(config, state, tokens[rows], is_real[rows], real, step_key)
 
         return jax.lax.scan(step, state, (order, jax.random.split(dropout_key, order.shape[0])))
 
@@ -150,7 +164,7 @@ def discriminator_draw(config: Config, state: GanState, real: Array, key: Key) -
 
 
 def evaluate(
-    config: Config, params: Params, heldout: Array, key: Key, temperature: Array | float
+    config: Config, params: Params | BaselineParams, heldout: Array, key: Key, temperature: Array | float
 ) -> tuple[Array, Metrics]:
     """Samples `eval_samples` sentences and scores `heldout`, `[n, T]`, at the same temperature.
 
@@ -193,16 +207,8 @@ def _update_generator(config: Config, state: GanState, loss, kind: str) -> tuple
         return loss(Params(manager_params, worker_params, state.discriminator.params))
 
     grads, metrics = jax.grad(of_generator, argnums=(0, 1), has_aux=True)(state.manager.params, state.worker.params)
-    supervised, adversarial, _ = optimizers(config)
-    optimizer = supervised if kind == "supervised" else adversarial
-    nets = [_apply(optimizer, net, grad, kind) for net, grad in zip((state.manager, state.worker), grads)]
+    nets = [update_generator(config, net, grad, kind) for net, grad in zip((state.manager, state.worker), grads)]
     return state.replace(manager=nets[0], worker=nets[1]), metrics
-
-
-def _apply(optimizer, net: NetState, grads: Any, kind: str | None = None) -> NetState:
-    old = net.opt_state if kind is None else net.opt_state[kind]
-    updates, new = optimizer.update(grads, old, net.params)
-    return NetState(optax.apply_updates(net.params, updates), new if kind is None else {**net.opt_state, kind: new})
 
 
 def _batches(key: Key, num: int, batch: int) -> Array:

@@ -26,8 +26,8 @@ class Params(NamedTuple):
 class NetState:
     """One network and its optimizer.
 
-    The Manager and the Worker keep the moments of supervised and of adversarial gradients apart
-    (`opt_state` is a dict with those two entries), because the two differ in scale by orders of magnitude.
+    The Manager, the Worker and a baseline's generator keep the moments of supervised and of adversarial gradients
+    apart (`opt_state` is a dict with those two entries), because the two differ in scale by orders of magnitude.
     """
 
     params: Any
@@ -47,9 +47,28 @@ class GanState:
         return Params(self.manager.params, self.worker.params, self.discriminator.params)
 
 
+class BaselineParams(NamedTuple):
+    """Parameters of a baseline: a plain LSTM generator, and what judges it."""
+
+    generator: Any
+    discriminator: Any  # of RankGAN the ranker; None in the MLE model, which nothing judges
+
+
+@struct.dataclass
+class BaselineState:
+    """What `GanState` is to LeakGAN."""
+
+    generator: NetState
+    discriminator: NetState | None
+
+    @property
+    def params(self) -> BaselineParams:
+        return BaselineParams(self.generator.params, self.discriminator and self.discriminator.params)
+
+
 class Rollout(NamedTuple):
     """Sampled sentences and what was seen while sampling them."""
 
     tokens: Array  # [B, T] int32, PAD after the end token
     log_probs: Array  # [B, T] float32, of the sampled token at the sampling temperature; 0 after the end
-    features: Array  # [B, T + 1, F] float32, leaked features of prefixes 0..T
+    features: Array | None  # [B, T + 1, F] float32, leaked features of prefixes 0..T; a baseline's has none

@@ -626,7 +626,7 @@ def test_an_mle_epoch_is_a_loop_over_a_random_order(tiny_end, sentences):
 def test_generator_steps_are_a_loop_with_a_key_each(tiny_end, monkeypatch):
     config = dataclasses.replace(tiny_end.config, generator_steps=3)
     monkeypatch.setattr(training, "generator_step", lambda c, s, key: (2 * s + jax.random.uniform(key), {"old": s}))
-    scanned, metrics = training.generator_steps(config, jnp.float32(1), jax.random.key(0))
+    scanned, metrics = training.generator_steps(config, jnp.float32(1), None, jax.random.key(0))
     state, olds = 1.0, []
     for key in jax.random.split(jax.random.key(0), 3):
         olds.append(state)

@@ -105,6 +105,14 @@ def logit(config: Config, params: Any, features: Array) -> Array:
     return _apply(config, params, features, method="logit")
 
 
+def dropout(config: Config, features: Array, key: Key) -> Array:
+    """Leaked features as D sees them while it trains, `[..., F]`: a share kept, and scaled up to keep the mean."""
+    if config.dropout_keep == 1:
+        return features
+    kept = jax.random.bernoulli(key, config.dropout_keep, features.shape)
+    return jnp.where(kept, features / config.dropout_keep, 0.0)
+
+
 def open_stream(config: Config, params: Any) -> Stream:
     """What `stream` needs of the parameters; once a call, outside the scan."""
     return _apply(config, params, method="open_stream")
