@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from leakgan_jax import goals as goals_
 from leakgan_jax.config import Config
@@ -20,6 +21,8 @@ from leakgan_jax.models import discriminator, language_model, manager, worker
 from leakgan_jax.models.layers import LSTMState
 from leakgan_jax.sampling import draw, row_uniform
 from leakgan_jax.types import Array, BaselineParams, Key, Params, Rollout
+
+_SCANS = 5  # of a baseline's staircase
 
 
 class Carry(NamedTuple):
@@ -104,6 +107,8 @@ def sample_with_values(
 
     The completions start as copies of the sentence's own carry at the block end and join the batch, so no prefix
     is run twice and there are `T` sequential steps in all, not `T` for each prefix and repetition.
+    A baseline's blocks are single tokens, and a width of the batch for each compiles slowly (16 tokens: 40 s, against
+    10); so a few share one, and their completions, joined together, take the sentence's tokens until they part.
 
     Args:
         judge: the generator's state at the end of `R` sentences -> their scores, `[R]`. Default: D of the leaked
@@ -114,22 +119,24 @@ def sample_with_values(
         column the score of the sentence itself (SPEC section 2). A baseline has `C = 1`: a value for every token.
     """
     step = _make_step(config, params, temperature)
-    batch, repeats = keys.shape[0], config.completions
-
-    def own_step(carry, x):
-        carry, rows = step(carry, x)
-        return carry, jax.tree.map(lambda x: x[:batch], rows)  # with the completions' it would be memory by T squared
-
+    batch, repeats, horizon = keys.shape[0], config.completions, config.goal_horizon
+    shared = 1 if config.model == "leakgan" else -(-config.num_blocks // _SCANS)
     carry, main = _start(config, params, keys), []
-    for block in range(config.num_blocks):
-        indices = block * config.goal_horizon + jnp.arange(config.goal_horizon)
-        carry, steps = jax.lax.scan(own_step, carry, (indices, None))
-        main.append(steps)
-        if block + 1 < config.num_blocks:
+    own_from = np.zeros(batch, np.int32)  # of each row, where it parts from its sentence
+    for first in range(0, config.num_blocks, shared):
+        blocks = range(first, min(first + shared, config.num_blocks))
+        if joining := [block for block in blocks if block]:
             copied = carry._replace(keys=None)
-            children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats), copied)
-            children = children._replace(keys=completion_keys(config, keys, block).reshape(-1))
+            children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats * len(joining)), copied)
+            own_keys = [completion_keys(config, keys, block - 1).reshape(-1) for block in joining]
+            children = children._replace(keys=jnp.concatenate(own_keys))
             carry = jax.tree.map(lambda *x: jnp.concatenate(x), carry, children)
+            own_from = np.concatenate([own_from, np.repeat(np.array(joining) * horizon, repeats * batch)])
+        if shared > 1:
+            step = _make_step(config, params, temperature, own_from=own_from)
+        indices = first * horizon + jnp.arange(len(blocks) * horizon)
+        carry, steps = jax.lax.scan(_keeping(step, batch), carry, (indices, None))
+        main.append(steps)
     if judge is None:
         scores = jax.nn.sigmoid(discriminator.logit(config, params.discriminator, carry.generator.feature))
     else:
@@ -137,6 +144,16 @@ def sample_with_values(
     own, completed = scores[:batch], scores[batch:].reshape(-1, repeats, batch)
     values = jnp.concatenate([completed.mean(axis=1), own[None]]).T
     return _rollout(config, params, jax.tree.map(lambda *x: jnp.concatenate(x), *main)), values
+
+
+def _keeping(step: Callable, batch: int) -> Callable:
+    """A scan body that keeps nothing of completions: with their features memory would grow with the square of T."""
+
+    def keep(carry: Carry, x: Any) -> tuple[Carry, Step]:
+        carry, shown = step(carry, x)
+        return carry, jax.tree.map(lambda rows: rows[:batch], shown)
+
+    return keep
 
 
 def completion_keys(config: Config, keys: Key, block: int) -> Key:
@@ -297,8 +314,18 @@ def _start(config: Config, params: Params | BaselineParams, keys: Key) -> Carry:
     return Carry(keys, token, jnp.zeros(rows, bool), _generator(config, params).start(rows))
 
 
-def _make_step(config: Config, params: Params | BaselineParams, temperature: Array | float, greedy: bool = False):
-    """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw."""
+def _make_step(
+    config: Config,
+    params: Params | BaselineParams,
+    temperature: Array | float,
+    greedy: bool = False,
+    own_from: np.ndarray | None = None,
+):
+    """The scan body: `(carry, (t, forced)) -> (carry, Step)`; `forced` `[R]` holds tokens to take, -1 to draw.
+
+    `own_from`, `[R]`, is for rows that are copies, in order, of a batch that is still sampled: how many tokens each
+    takes from there, 0 for those of the batch itself, which come first.
+    """
     generator = _generator(config, params)
 
     def step(carry: Carry, x: tuple[Array, Array | None]) -> tuple[Carry, Step]:
@@ -308,6 +335,9 @@ def _make_step(config: Config, params: Params | BaselineParams, temperature: Arr
         token = jnp.argmax(scores, axis=-1) if greedy else draw(logits, row_uniform(carry.keys, t))
         if forced is not None:
             token = jnp.where(forced < 0, token, forced)
+        if own_from is not None:
+            batch = np.sum(own_from == 0)
+            token = jnp.where(t < own_from, jnp.tile(token[:batch], len(own_from) // batch), token)
         token = jnp.where(carry.ended, config.pad_id, token)
         index = jnp.minimum(token, config.vocab_size - 1)
         log_prob = jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
