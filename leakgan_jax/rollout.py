@@ -1,6 +1,6 @@
 """The rollout engine: one scan that samples sentences, completes prefixes, and its bulk form that scores.
 
-Every model of `config.model` is sampled, completed and scored here. A step of LeakGAN reads the leaked feature of the
+It samples, completes and scores whichever model `config.model` says. A step of LeakGAN reads the leaked feature of the
 prefix so far, lets the Manager set a goal and the Worker draw a token, and streams that token into the discriminator's
 convolutions (SPEC section 5, points 1-4); a step of a baseline is one of its LSTM. Each row of a batch draws from its
 own key, so a sentence does not depend on the batch it is in.
@@ -165,7 +165,7 @@ def completion_keys(config: Config, keys: Key, block: int) -> Key:
 
 def complete(
     config: Config,
-    params: Params,
+    params: Params | BaselineParams,
     keys: Key,
     tokens: Array,
     num_given: Array | int,

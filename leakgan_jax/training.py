@@ -29,8 +29,8 @@ class Model(NamedTuple):
 
     init: Callable[[Config, Key], State]
     pretrain_step: Callable[[Config, State, Array], tuple[State, Metrics]]  # on real tokens, [B, T]
-    train_step: Callable[[Config, State, Array, Key], tuple[State, Metrics]]  # real, key
-    discriminator_step: Callable[..., tuple[State, Metrics]]  # config, state, tokens, is_real, real, key
+    train_step: Callable[[Config, State, Array, Key], tuple[State, Metrics]] | None  # real, key; of the generator
+    discriminator_step: Callable[..., tuple[State, Metrics]] | None  # config, state, tokens, is_real, real, key
 
 
 def model(config: Config) -> Model:

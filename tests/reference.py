@@ -7,6 +7,7 @@ padded to `T` with PAD = V; its feature is `features[t]`, `t = 0..T`, and the Ma
 `config` is any object with the library's setting names; `d`, `manager` and `worker` are nested dicts of arrays.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -183,14 +184,19 @@ def completion(config, manager, worker, d, prefix, num_given, uniforms, temperat
 
     Inverse CDF in vocabulary order; everything after the end token, given or drawn, is PAD.
     """
+    score = functools.partial(step_logits, config, manager, worker, d)
+    return draw_rest(config, score, prefix, num_given, uniforms, temperature)
+
+
+def draw_rest(config, score, prefix, num_given, uniforms, temperature):
+    """`completion` by any model: `score` is `[T] -> [T, V]`, whose row t looks at the first t tokens only."""
     tokens = np.full(config.length, config.pad_id)
     tokens[:num_given] = prefix[:num_given]
     ended = config.end_id is not None and config.end_id in tokens[:num_given]
     for t in range(num_given, config.length):
         if ended:
             break
-        logits = step_logits(config, manager, worker, d, tokens)[t]  # row t looks at tokens[:t] only
-        p = np.exp(log_softmax(logits / temperature))
+        p = np.exp(log_softmax(score(tokens)[t] / temperature))
         drawn = np.searchsorted(np.cumsum(p) / np.sum(p), uniforms[t], side="right")
         tokens[t] = min(drawn, config.vocab_size - 1)  # the last sum may round to just below 1
         ended = tokens[t] == config.end_id
@@ -305,3 +311,46 @@ def discriminator_loss(config, d, tokens, is_real):
         losses.append(np.logaddexp(0.0, -logit if real else logit))  # -log of the right class's probability
     penalty = np.sum(double(d["output_kernel"]) ** 2) + double(d["output_bias"]) ** 2
     return float(np.mean(losses) + config.discriminator_l2 * 0.5 * penalty)
+
+
+# --- Baselines: an LSTM generator, and RankGAN's ranker ------------------------------------------------------------
+
+
+def plain_logits(config, generator, tokens):
+    """`[T] -> [T, V]`: row t is the LSTM's logits of token t + 1 given the first t, before temperature."""
+    table = double(generator["embedding"])
+    inputs = [table[config.vocab_size]] + [table[token] for token in tokens[:-1]]
+    kernel, bias = double(generator["output_kernel"]), double(generator["output_bias"])
+    return np.array([h @ kernel + bias for h in lstm(generator["lstm"], inputs)])
+
+
+def plain_log_probs(config, generator, tokens, temperature):
+    """`[T] -> [T]`: log-probability of each token given those before it; 0 where the token is PAD."""
+    result = np.zeros(len(tokens))
+    for t, logits in enumerate(plain_logits(config, generator, tokens)):
+        if tokens[t] != config.pad_id:
+            result[t] = log_softmax(logits / temperature)[tokens[t]]
+    return result
+
+
+def log_rank(config, y, references, comparison):
+    """`[F], [U, F], [c, F] -> float`: RankGAN's log R(s | U, C), the mean over references u of log P(s | u, C)."""
+    logs = []
+    for u in references:
+        own = np.exp(config.rank_gamma * cosine(y, u))
+        total = own
+        for other in comparison:
+            total += np.exp(config.rank_gamma * cosine(other, u))
+        logs.append(np.log(own / total))
+    return float(np.mean(logs))
+
+
+def ranker_loss(config, d, tokens, is_real, references):
+    """`[B, T], [B] bool, [U, T] -> float`: mean log R of generated less that of real, each kind against the other."""
+    features = [feature(config, d, sentence) for sentence in tokens]
+    compared = [feature(config, d, sentence) for sentence in references]
+    ranks = {True: [], False: []}
+    for y, real in zip(features, is_real, strict=True):
+        rivals = [other for other, kind in zip(features, is_real, strict=True) if kind != real]
+        ranks[bool(real)].append(log_rank(config, y, compared, rivals))
+    return float(np.mean(ranks[False]) - np.mean(ranks[True]))
