@@ -1,5 +1,5 @@
-"""The baselines of the paper, one a file: `init`, `pretrain_step`, `train_step` and `sample`, as LeakGAN has them.
+"""The baselines of the paper, one a file: `init`, `pretrain_step`, `train_step` and `sample`.
 
-All have the same generator, a plain LSTM as wide as LeakGAN's Worker, and are sampled and scored by `rollout`, trained
-by `training` and run by `run`, all of which go by `config.model`.
+All have the same generator, a plain LSTM as wide as LeakGAN's Worker. `rollout` samples and scores them, `training`
+trains them (its `Model` says what it needs of one) and `run` runs them, as LeakGAN: by `config.model`.
 """

@@ -47,9 +47,9 @@ def train_step(config: Config, state: BaselineState, real: Array, key: Key) -> t
 def policy_gradient_step(
     config: Config, state: BaselineState, key: Key, judge: Callable[[Array], Array]
 ) -> tuple[BaselineState, Metrics]:
-    """REINFORCE: `- mean of Q_t log p(x_t | s_{t-1})` over all tokens of all sentences, padding left out.
+    """REINFORCE (Eq. 7): `- mean of Q_t log p(x_t | s_{t-1})` over real tokens of `batch_size` sentences.
 
-    The papers sum over the tokens of a sentence, `T` times as much where none ends early; Adam knows no difference, the
+    The released code sums over the tokens, `B T` times as much where no sentence ends early. Adam does not mind, the
     clipping of the gradient does.
 
     Args:
