@@ -230,7 +230,8 @@ def _train(argv: list[str]) -> int:
         base, seed, record = run.open_run(Path(out), several=True)  # whatever is not given stays as it was
         seeds = record["seeds"]
         if (model := _value(rest, "--model")) not in (None, base.model):
-            raise run.RunError(f"{out} was made with other settings: model ({base.model!r}, now {model!r})")
+            changed = f"model ({base.model!r}, now {model!r})"
+            raise run.RunError(f"{out} was made with other settings: {changed}; resume it with its own")
         if reading := _value(rest, "--reading"):
             base = dataclasses.replace(base, reading=_reading(reading))
     else:
