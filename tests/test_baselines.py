@@ -15,13 +15,13 @@ import optax
 import pytest
 import reference
 from test_losses_and_training import assert_gradient_matches_finite_differences, differs, gradient, without_key_check
-from test_rollout import enumerate_sentences, row_keys, uniforms
+from test_rollout import row_keys, uniforms
 from test_run import CORPUS, assert_same_run, leakgan, metrics
 
-from leakgan_jax import rollout, run, training
+from leakgan_jax import losses, rollout, run, training
 from leakgan_jax.baselines import rankgan
 from leakgan_jax.config import TITLES, ConfigError, preset
-from leakgan_jax.models import discriminator
+from leakgan_jax.models import discriminator, language_model
 from leakgan_jax.types import BaselineState
 
 pytestmark = pytest.mark.usefixtures("fast_compile", "trap_nans")
@@ -56,7 +56,8 @@ def sample_with_values(config, params, keys, temperature):
 @pytest.fixture(scope="module")
 def config_of(tiny_config):
     """`config_of(model, end, **overrides) -> Config`, by default with an end token."""
-    sizes = {"goal_horizon": 1, "references": 3, "rank_gamma": 2.5}
+    sizes = {"length": 6, "filter_windows": (1, 2, 6), "filter_counts": (4, 3, 2), "goal_horizon": 1}
+    sizes |= {"references": 3, "rank_gamma": 2.5, "dropout_keep": 1.0, "discriminator_lr": 1e-2}
     return lambda model, end=True, **overrides: tiny_config("paper", end, model=model, **{**sizes, **overrides})
 
 
@@ -101,7 +102,7 @@ def test_log_probs_are_those_of_loops(world):
 def test_scan_draws_what_a_python_loop_draws_from_the_same_keys(world):
     config, params, slow, _ = world
     rolled = sample(config, params, row_keys(), 0.7)
-    expected = slow_completions(config, slow.generator, row_keys(), np.zeros((5, 9), int), 0, 0.7)
+    expected = slow_completions(config, slow.generator, row_keys(), np.zeros((5, 6), int), 0, 0.7)
     np.testing.assert_array_equal(rolled.tokens, expected)
     assert len(np.unique(expected, axis=0)) > 1 and rolled.features is None
     assert_close(rolled.log_probs, log_probs(config, params, rolled.tokens, 0.7))
@@ -109,7 +110,7 @@ def test_scan_draws_what_a_python_loop_draws_from_the_same_keys(world):
         assert np.any(rolled.tokens == config.pad_id)
 
 
-@pytest.mark.parametrize("num_given", [4, 9])
+@pytest.mark.parametrize("num_given", [3, 6])
 def test_a_completion_keeps_its_prefix_and_draws_or_takes_the_rest(world, num_given):
     config, params, slow, tokens = world
     drawn = complete(config, params, row_keys(3), tokens, num_given, 0.9).tokens
@@ -131,7 +132,7 @@ def test_staircase_values_are_the_mean_score_of_each_prefixs_own_completions(wor
     assert_close(rolled.log_probs, alone.log_probs)
     expected = slow_values(config, slow.generator, keys, probability(config, slow.discriminator), 0.9)
     assert_close(values, expected)
-    assert np.ptp(expected, axis=0).min() > 1e-2  # or a mix-up of sentences could pass
+    assert np.ptp(expected, axis=0).min() > 5e-3  # or a mix-up of sentences could pass
 
 
 def slow_values(config, generator, keys, score, temperature):
@@ -187,11 +188,11 @@ def test_an_adversarial_step_is_that_of_the_slow_pipeline(model, config_of, sent
             return reference.log_rank(config, reference.feature(config, d, row), references, compared) + np.log(3)
 
     keys, temperature = jax.random.split(key, config.batch_size), config.train_temperature
-    tokens = slow_completions(config, params, keys, np.zeros((5, 9), int), 0, temperature)
+    tokens = slow_completions(config, params, keys, np.zeros((5, 6), int), 0, temperature)
     values = slow_values(config, params, keys, score, temperature)
     mask = tokens != config.pad_id
     lengths = [reference.sentence_length(config, row) for row in tokens]
-    assert min(lengths) < 9 and mask.sum() == sum(lengths)
+    assert min(lengths) < 6 and mask.sum() == sum(lengths)
     reward = reference.rescale(values, config.rescale_slope, mask) if model == "seqgan-rescale" else values
 
     def loss(generator):
@@ -208,25 +209,41 @@ def test_an_adversarial_step_is_that_of_the_slow_pipeline(model, config_of, sent
     assert not differs(state.generator.opt_state["supervised"], after.generator.opt_state["supervised"])
 
 
-def test_seqgans_gradient_estimates_that_of_the_expected_score(config_of):
-    """20,000 sentences of 3 tokens of 3 words: the exact gradient, from all 27, within a fifth of its size."""
-    small = {"vocab_size": 3, "length": 3, "filter_windows": (1, 3), "filter_counts": (4, 8)}
-    large = {"batch_size": 20_000, "sample_batch": 20_000, "num_train": 20_000}
-    config = config_of("seqgan", False, completions=1, **small, **large)
+def test_a_seed_among_others_is_that_seed_alone(config_of, sentences):
+    config = config_of("seqgan")
+    state, real, keys = drawn_state(config), sentences(config, True, 12, seed=6), row_keys(1, 2)
+    with jax.debug_key_reuse(False):  # the checker takes every vmapped scan over split keys for a reuse
+        step = functools.partial(training.model(config).train_step, config, state, real)
+        together, _ = jax.jit(jax.vmap(step))(keys)
+    for i in range(2):
+        alone, _ = train_step(config, state, real, keys[i])
+        grads = [gradient(x.generator, "adversarial") for x in (jax.tree.map(lambda x, i=i: x[i], together), alone)]
+        jax.tree.map(assert_close, *grads)
+
+
+def test_the_gradient_of_exact_action_values_is_that_of_the_expected_score(config_of):
+    """All 27 sentences of 3 words, weighted by their probability; a token's value is the mean score of what follows."""
+    config = config_of("seqgan", False, vocab_size=3, length=3, filter_windows=(1, 3), filter_counts=(4, 8))
     state = drawn_state(config)
-    everything = enumerate_sentences(config)
-    score = np.array([probability(config, arrays(state.discriminator.params))(row) for row in everything])
+    sentences = reference.all_sentences(3, 3)
+    score = np.array([probability(config, arrays(state.discriminator.params))(row) for row in sentences])
+    logs = [reference.plain_log_probs(config, arrays(state.generator.params), row, 1.0) for row in sentences]
+    p, values = np.exp(np.sum(logs, axis=1)), np.zeros((27, 3))
+    for n, row in enumerate(sentences):
+        for t in range(3):
+            follows = np.all(sentences[:, : t + 1] == row[: t + 1], axis=1)
+            values[n, t] = np.sum(p[follows] * score[follows]) / np.sum(p[follows])
 
-    def expected_score(generator):
-        params = state.params._replace(generator=generator)
-        logs = rollout.log_probs(config, params, everything, config.train_temperature)
-        return jnp.sum(jnp.exp(logs.sum(axis=1)) * score)
+    @jax.jit
+    @jax.jacrev
+    def gradients(generator):
+        log_probs = language_model.log_probs(rollout.generator_sizes(config), generator, jnp.asarray(sentences))
+        loss = losses.policy_gradient(log_probs, values * p[:, None], np.ones((27, 3), bool))
+        return -loss * log_probs.size, jnp.sum(jnp.exp(log_probs.sum(axis=1)) * score)
 
-    exact = jax.jit(jax.grad(expected_score))(state.generator.params)
-    after, _ = train_step(config, state, everything, jax.random.key(0))
-    estimate = jax.tree.map(lambda g: -config.length * g, gradient(after.generator, "adversarial"))
-    error = jax.tree.map(lambda a, b: a - b, exact, estimate)
-    assert optax.tree.norm(error) < 0.2 * optax.tree.norm(exact)
+    ours, exact = gradients(state.generator.params)
+    jax.tree.map(assert_close, ours, exact)
+    assert optax.tree.norm(exact) > 1e-2
 
 
 # --- The ranker ------------------------------------------------------------------------------------------------------
@@ -235,7 +252,7 @@ IS_REAL = np.array([1.0, 0.0, 1.0, 1.0, 0.0], np.float32)
 
 
 def test_ranker_step_has_the_loss_and_gradient_of_loops(config_of, sentences):
-    config = config_of("rankgan", dropout_keep=1.0)
+    config = config_of("rankgan")
     state, tokens, real = drawn_state(config), sentences(config, True), sentences(config, True, 12, seed=6)
     after, recorded = ranker_step(config, state, tokens, IS_REAL, real, jax.random.key(0))
     references = real[jax.random.randint(jax.random.split(jax.random.key(0), 3)[0], (3,), 0, 12)]
@@ -251,7 +268,7 @@ def test_ranker_step_has_the_loss_and_gradient_of_loops(config_of, sentences):
 
 
 def test_ranker_steps_raise_real_above_generated_sentences(config_of, sentences):
-    config = config_of("rankgan", discriminator_lr=1e-2)
+    config = config_of("rankgan")
     state, tokens, real = drawn_state(config), sentences(config, True), sentences(config, True, 12, seed=6)
     recorded = []
     for seed in range(30):
@@ -261,7 +278,7 @@ def test_ranker_steps_raise_real_above_generated_sentences(config_of, sentences)
 
 
 def test_a_batch_of_one_kind_has_no_rivals_and_no_gradient():
-    loss = jax.value_and_grad(rankgan.ranker_loss)
+    loss = jax.jit(jax.value_and_grad(rankgan.ranker_loss))
     value, grad = loss(jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32), jnp.ones(4))
     assert value == 0 and not np.any(grad)
 
@@ -302,9 +319,9 @@ def test_settings_that_cannot_work_are_named(overrides, text):
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 TINY = (
-    "--length 6 --filter-windows 1 3 --filter-counts 4 5 --batch-size 8 --draw-size 16 --num-heldout 32 "
-    "--eval-samples 16 --sample-batch 16 --discriminator-embedding 6 --worker-hidden 7 --completions 2 "
-    "--pretrain-rounds 1 --mle-epochs 2 --eval-every 2"
+    "--length 6 --worker-embedding 5 --filter-windows 1 3 --filter-counts 4 5 --batch-size 8 --draw-size 16 "
+    "--num-heldout 32 --eval-samples 16 --sample-batch 16 --discriminator-embedding 6 --worker-hidden 7 "
+    "--completions 2 --pretrain-rounds 1 --mle-epochs 2 --eval-every 2"
 ).split()
 ORACLE = ["--vocab-size", 30, "--num-train", 32]
 GAN = "--pretrain-draws 1 --adversarial-iterations 2 --adversarial-draws 1".split()
@@ -366,22 +383,17 @@ def test_what_only_leakgan_has_is_refused_in_a_line(text_run, capsys):
     assert "references (16, now 3)" in capsys.readouterr().err
 
 
-def test_seeds_are_trained_side_by_side(tmp_path):
-    argv = ["train", "--model", "seqgan", *ORACLE, *TINY, *GAN, "--seeds", 2, "--out", tmp_path / "both"]
+def test_seeds_of_the_mle_model_side_by_side(tmp_path):
+    argv = ["train", "--model", "mle", *ORACLE, *TINY, "--seeds", 2, "--out", tmp_path]
     with jax.debug_key_reuse(False):  # the checker takes every vmapped scan over split keys for a reuse
         assert leakgan(*argv) == 0
-    one, other = (metrics(tmp_path / "both" / f"seed-{seed}") for seed in (0, 1))
-    assert all(a["kind"] == b["kind"] and a != b for a, b in zip(one, other, strict=True))
-    [row] = [x for x in (tmp_path / "both" / "report.md").read_text().splitlines() if "| SeqGAN | 1.000" in x]
-    assert row.count("±") == 4
-
-
-def test_the_mle_model_has_no_adversarial_phase(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert leakgan("train", "--model", "mle", *ORACLE, *TINY, "--out", out) == 0
-    assert [line["kind"] for line in metrics(out)] == ["mle", "mle"]
-    report = (out / "report.md").read_text()
-    assert report.startswith("# MLE run") and "final state" not in report and report.count("| MLE") == 4
+    one, other = (metrics(tmp_path / f"seed-{seed}") for seed in (0, 1))
+    assert [line["kind"] for line in one] == ["mle", "mle"]  # no adversarial phase
+    assert all(a != b for a, b in zip(one, other, strict=True))
+    report, out = (tmp_path / "report.md").read_text(), tmp_path / "seed-1"
+    assert report.startswith("# MLE run") and "final state" not in report
+    rows = [line for line in report.splitlines() if line.startswith("| MLE")]
+    assert [row.count("±") for row in rows] == [4] * 4
     config, _, _ = run.open_run(out)
     models = run.load_models(out, config, print)
     assert set(models) - {"MLE, last epoch"} == {"MLE, best NLL_gen"}
