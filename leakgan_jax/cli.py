@@ -27,7 +27,7 @@ usage: leakgan COMMAND ...
 
   leakgan train [PRESET] --out DIR [--seed N] [--resume] [overrides]   train, every phase of the paper
   leakgan train [PRESET] --out DIR --seeds S                           S runs side by side: mean and spread
-  leakgan train [PRESET] --out DIR --model seqgan                      a baseline: mle, seqgan, seqgan-rescale, rankgan
+  leakgan train [PRESET] --out DIR --model seqgan                      a baseline: mle, seqgan, rankgan
   leakgan train coco --out DIR [--manual-dir DIR | --corpus FILE]      train on a dataset, or on text of your own
   leakgan sample DIR --num N [--temperature A] [--seed N] [--out FILE] draw sentences from a run
                  [--prefix "a man"] [--greedy] [--json]
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in commands:
             known = f"there are {', '.join(commands)}"
             raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], commands)}; {known}")
-        _set_up_jax()
+        set_up_jax()
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         if not _is_ours(error):
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _set_up_jax() -> None:
+def set_up_jax() -> None:
     """Scores in float32 on every device, and compiled programs kept for the next command, if JAX was told nothing else.
 
     Compiled programs are code: their folder is the user's alone, and not a run's, which may come from elsewhere.

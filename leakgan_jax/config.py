@@ -7,7 +7,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-ModelName = Literal["leakgan", "mle", "seqgan", "seqgan-rescale", "rankgan"]
+ModelName = Literal["leakgan", "mle", "seqgan", "rankgan"]
+Rescaling = Literal["rank", "off", "shuffled"]
+Advantage = Literal["none", "centred", "standardised"]
 Reading = Literal["paper", "released"]
 Tokenizer = Literal["whitespace", "nltk", "characters"]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
@@ -73,8 +75,16 @@ class Config:
     # --- Training signal ----------------------------------------------------------------------------
     completions: int = 4
     """Sampled completions behind each value, N."""
+    rescaling: Rescaling = "rank"
+    """What becomes of values: squashed ranks (Eq. 11), nothing, or ranks of others, as in the released code."""
     rescale_slope: float = 12.0
-    """Slope of the bootstrapped rescaled activation, delta in Eq. 11 (leakgan and seqgan-rescale)."""
+    """Slope of the bootstrapped rescaled activation, delta in Eq. 11."""
+    credit: Literal["token", "sentence"] = "token"
+    """Whose reward a token learns from: its own, or the mean over its sentence."""
+    advantage: Advantage = "none"
+    """What rewards of tokens lose: nothing, as in the papers; the batch's mean at each position; its spread as well."""
+    goals: Literal["sliding", "held"] = "sliding"
+    """Whether the sum of goals behind a token moves on with every token or is held for a block (paper reading)."""
     references: int = 16
     """Real sentences that a sentence is compared with (rankgan)."""
     rank_gamma: float = 16.0
@@ -144,6 +154,9 @@ class Config:
         if self.model != "leakgan":
             _require(self.reading == "paper", "reading", self, "'paper': leakgan alone has two")
             _require(self.goal_horizon == 1, "goal_horizon", self, f"1: {self.model} has no goals")
+            _require(self.goals == "sliding", "goals", self, f"'sliding': {self.model} has none")
+        if self.reading == "released":
+            _require(self.goals == "sliding", "goals", self, "'sliding': the released reading holds them as it is")
         for name in ("pretrain_draws", "adversarial_iterations") if self.model == "mle" else ():
             _require(getattr(self, name) == 0, name, self, "0: mle has no adversary")
         _require(0 < self.dropout_keep <= 1, "dropout_keep", self, "a share above 0 and at most 1")
@@ -190,7 +203,7 @@ class Config:
     @property
     def title(self) -> str:
         """The model's name as the papers spell it."""
-        return TITLES[self.model]
+        return TITLES[self.model] + "-rescale" * (self.model == "seqgan" and self.rescaling == "rank")
 
     @property
     def matmul_precision(self) -> str:
@@ -303,6 +316,66 @@ _READINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Five seeds of a model in a few minutes on two CPU cores: the experiments' small scale.
+_LAPTOP: dict[str, Any] = {
+    "num_train": 4_000,
+    "num_heldout": 1_000,
+    "discriminator_embedding": 32,
+    "discriminator_l2": 1e-3,
+    "generator_lr": 3e-3,
+    "adversarial_lr": 5e-4,
+    "discriminator_lr": 1e-3,
+    "pretrain_rounds": 6,
+    "pretrain_draws": 5,
+    "mle_epochs": 1,
+    "draw_size": 256,
+    "discriminator_epochs": 5,
+    "adversarial_iterations": 30,
+    "generator_steps": 3,
+    "adversarial_draws": 1,
+    "interleave_every": 10,
+    "eval_samples": 500,
+}
+_LAPTOP_SIZES: dict[str, dict[str, Any]] = {
+    "synthetic20": {
+        "vocab_size": 500,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 20),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+    },
+    "synthetic40": {
+        "vocab_size": 500,
+        "length": 40,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 16, 40),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+    },
+    "coco": {
+        "dataset": "coco_image_captions",
+        "tokenizer": "nltk",
+        "length": 24,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 24),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+        "goal_dim": 4,
+        "pretrain_rounds": 4,
+    },
+    "news": {
+        "dataset": "emnlp2017_news",
+        "length": 32,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 16, 32),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+        "goal_dim": 4,
+        "pretrain_rounds": 4,
+    },
+    "poems": {
+        "dataset": "chinese_poems",
+        "tokenizer": "characters",
+        "length": 28,
+        "filter_windows": (1, 2, 3, 4, 5, 8, 12, 28),
+        "filter_counts": (30, 40, 40, 30, 20, 20, 20, 20),
+        "goal_dim": 4,
+        "pretrain_rounds": 4,
+    },
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {
         "vocab_size": 1000,
@@ -328,6 +401,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversarial_draws": 1,
         "eval_samples": 1_000,
     },
+    **{f"laptop-{name}": {**_LAPTOP, **sizes} for name, sizes in _LAPTOP_SIZES.items()},
     "synthetic20": {},
     "synthetic40": {
         "length": 40,
@@ -382,6 +456,7 @@ _PRESET_READINGS: dict[tuple[str, str], dict[str, Any]] = {
 # likelihood, 50 draws for the discriminator, 16 completions, and neither goals nor interleaved epochs.
 _BASELINE: dict[str, Any] = {
     "goal_horizon": 1,
+    "rescaling": "off",
     "completions": 16,
     "generator_lr": 1e-2,
     "adversarial_lr": 1e-2,
@@ -395,7 +470,6 @@ _MODELS: dict[str, dict[str, Any]] = {
     "leakgan": {},
     "mle": {**_BASELINE, "pretrain_draws": 0, "adversarial_iterations": 0},
     "seqgan": _BASELINE,
-    "seqgan-rescale": _BASELINE,
     "rankgan": _BASELINE,
 }
 _QUICKSTART_MLE = {"pretrain_rounds": 7, "mle_epochs": 1}  # NLL_gen is lowest after seven
@@ -406,19 +480,29 @@ _QUICKSTART_GAN = {
     "adversarial_lr": 1e-3,
     "discriminator_lr": 1e-3,
 }
+_LAPTOP_MLE = {"pretrain_rounds": 8, "mle_epochs": 1}
+_LAPTOP_GAN = {
+    **_LAPTOP_MLE,
+    "completions": 4,
+    "pretrain_draws": 4,
+    "adversarial_lr": 1e-3,
+    "discriminator_lr": 1e-3,
+}
 _PRESET_MODELS: dict[tuple[str, str], dict[str, Any]] = {
     ("quickstart", "mle"): _QUICKSTART_MLE,
-    **{("quickstart", model): _QUICKSTART_GAN for model in ("seqgan", "seqgan-rescale", "rankgan")},
+    **{("quickstart", model): _QUICKSTART_GAN for model in ("seqgan", "rankgan")},
+    **{(f"laptop-{task}", "mle"): _LAPTOP_MLE for task in _LAPTOP_SIZES},
+    **{(f"laptop-{task}", model): _LAPTOP_GAN for task in _LAPTOP_SIZES for model in ("seqgan", "rankgan")},
 }
 TITLES = {
     "leakgan": "LeakGAN",
     "mle": "MLE",
     "seqgan": "SeqGAN",
-    "seqgan-rescale": "SeqGAN-rescale",
     "rankgan": "RankGAN",
 }
 PRESET_SUMMARIES = {
     "quickstart": "a small synthetic oracle, every phase, two to three minutes on two CPU cores",
+    **{f"laptop-{name}": f"{name} as the experiments have it at laptop scale" for name in _LAPTOP_SIZES},
     "synthetic20": "the paper's synthetic task, sentences of 20 tokens (Table 1); wants an accelerator",
     "synthetic40": "the same with 40 tokens and a 64-unit oracle; wants an accelerator",
     "coco": "image captions, or any text with --corpus FILE; wants an accelerator",

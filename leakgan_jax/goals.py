@@ -2,7 +2,8 @@
 which of `models/manager.py` and `models/worker.py` declares the initial goal.
 
 `paper`: every token has a goal, the sum of the last `C`. `released`: that sum is taken where a block of `C`
-tokens begins and held for the block; the first block's goal is learned; the embedding has unit length.
+tokens begins and held for the block; the first block's goal is learned; the embedding has unit length. With
+`config.goals` "held", the paper's sum is held for the block too, and all else is as in the paper.
 Source: Guo et al. 2018, arXiv:1709.08624, Eq. 4, 7, 9; SPEC sections 1-3.
 
 `features[:, t]` is the leaked feature of the prefix of `t` tokens; `goals[:, t]` the goal on seeing it.
@@ -33,9 +34,8 @@ def embed_step(config: Config, recent: Array, held: Array, t: Array) -> Array:
         held: `[B, k]`, what this function gave at `t - 1`.
         t: `[]` int32, tokens so far.
     """
-    if config.reading == "paper":
-        return recent.sum(axis=1)
-    return jnp.where(t % config.goal_horizon == 0, unit(recent.sum(axis=1)), held)
+    total = recent.sum(axis=1) if config.reading == "paper" else unit(recent.sum(axis=1))
+    return jnp.where(t % config.goal_horizon == 0, total, held) if _holds(config) else total
 
 
 def embed_sentence(config: Config, embedded: Array, initial: Array) -> Array:
@@ -51,7 +51,7 @@ def embed_sentence(config: Config, embedded: Array, initial: Array) -> Array:
     before = jnp.broadcast_to(initial, (batch, config.goal_horizon, dim))
     padded = jnp.concatenate([before, embedded], axis=1)
     starts = np.arange(length)
-    if config.reading == "released":
+    if _holds(config):
         starts = starts // config.goal_horizon * config.goal_horizon
     sums = sum(padded[:, starts + i] for i in range(config.goal_horizon))
     return sums if config.reading == "paper" else unit(sums)
@@ -102,3 +102,7 @@ def held_goals(config: Config, goals: Array, initial: Array) -> Array:
     sums = goals.reshape(batch, config.num_blocks, config.goal_horizon, width).sum(axis=2)
     first = jnp.broadcast_to(initial, (batch, 1, width))
     return jnp.concatenate([first, sums[:, :-1]], axis=1)
+
+
+def _holds(config: Config) -> bool:
+    return config.reading == "released" or config.goals == "held"

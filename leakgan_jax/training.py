@@ -11,12 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from leakgan_jax import goals as goals_
-from leakgan_jax import losses, rewards, rollout
+from leakgan_jax import losses, rollout
 from leakgan_jax.baselines import mle, rankgan, seqgan
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, manager, worker
 from leakgan_jax.types import Array, BaselineParams, BaselineState, GanState, Key, Metrics, Params
-from leakgan_jax.updates import discriminator_net, generator_net, update_discriminator, update_generator
+from leakgan_jax.updates import (
+    discriminator_net,
+    generator_net,
+    rescaled,
+    token_rewards,
+    update_discriminator,
+    update_generator,
+)
 
 State = GanState | BaselineState
 
@@ -86,15 +93,14 @@ def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState,
     sampled, values = rollout.sample_with_values(config, state.params, keys, config.train_temperature)
     tokens, features = sampled.tokens, sampled.features
     mask = tokens != config.pad_id
-    rescaled = rewards.rescale(values, config.rescale_slope, goals_.live_blocks(config, mask))
-    goal_rewards = rescaled[:, goals_.transitions(config)[1]]
+    goal_rewards = rescaled(config, values, goals_.live_blocks(config, mask))[:, goals_.transitions(config)[1]]
 
     def loss(params):
         log_probs, goals = rollout.teacher_force(config, params, tokens, features, config.train_temperature)
         goal_loss = _manager_loss(config, params, tokens, features, goals, goal_rewards)
         fixed = jax.lax.stop_gradient
         reward = goals_.intrinsic_reward(config, features, fixed(goals), fixed(goals_.initial_goal(config, params)))
-        worker_loss = losses.policy_gradient(log_probs, reward, mask)
+        worker_loss = losses.policy_gradient(log_probs, token_rewards(config, reward, mask), mask)
         metrics = {
             "manager_loss": goal_loss,
             "worker_loss": worker_loss,

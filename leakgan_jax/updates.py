@@ -1,11 +1,13 @@
-"""What every model's updates share: the optimizers, and one step of one network."""
+"""What every model's updates share: the optimizers, one step of one network, and what settings make of rewards."""
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
+from leakgan_jax import rewards
 from leakgan_jax.config import Config
-from leakgan_jax.types import NetState
+from leakgan_jax.types import Array, NetState
 
 
 def optimizers(config: Config):
@@ -42,3 +44,21 @@ def update_discriminator(config: Config, net: NetState, grads: Any) -> NetState:
     """One step of the network that judges."""
     updates, moments = optimizers(config)[2].update(grads, net.opt_state, net.params)
     return NetState(optax.apply_updates(net.params, updates), moments)
+
+
+def rescaled(config: Config, values: Array, live: Array) -> Array:
+    """Values as `config.rescaling` has them; both `[B, J]`, 0 where not live."""
+    if config.rescaling == "off":
+        return jnp.where(live, values, 0.0)
+    if config.rescaling == "shuffled":  # whoever comes first in the batch ranks first
+        values = jnp.broadcast_to(-jnp.arange(values.shape[0], dtype=values.dtype)[:, None], values.shape)
+    return rewards.rescale(values, config.rescale_slope, live)
+
+
+def token_rewards(config: Config, reward: Array, mask: Array) -> Array:
+    """Rewards of tokens as `config.credit` and `config.advantage` have them; both `[B, T]`."""
+    if config.credit == "sentence":
+        reward = rewards.of_sentence(reward, mask)
+    if config.advantage == "none":
+        return reward
+    return rewards.advantage(reward, mask, config.advantage == "standardised")

@@ -146,8 +146,9 @@ def goal_embeddings(config, manager, worker, goals):
             embeddings.append(unit(held_goals(config, manager, goals)[t // horizon] @ kernel))
             continue
         total = np.zeros(len(kernel))
+        now = t // horizon * horizon if config.goals == "held" else t
         for i in range(1, horizon + 1):
-            total += goals[t - i] if t - i >= 0 else double(worker["initial_goal"])
+            total += goals[now - i] if now - i >= 0 else double(worker["initial_goal"])
         embeddings.append(total @ kernel)
     return np.array(embeddings)
 
@@ -222,6 +223,30 @@ def rescale(values, slope, live=None):
             rank = higher + (equal + 1) / 2
             rescaled[b, column] = sigmoid(slope * (0.5 - rank / len(rows)))
     return rescaled
+
+
+def rescaled(config, values, live):
+    """`[B, J], [B, J] bool -> [B, J]`: values under `config.rescaling`; "shuffled" ranks rows by their place."""
+    if config.rescaling == "off":
+        return np.where(live, values, 0)
+    places = np.array([[-row] * values.shape[1] for row in range(len(values))])
+    return rescale(values if config.rescaling == "rank" else places, config.rescale_slope, live)
+
+
+def token_rewards(config, rewards, lengths):
+    """`[B, T], [B] -> [B, T]`: rewards under `config.credit` and `config.advantage`; 0 after a sentence's end."""
+    result = np.zeros(np.shape(rewards))
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            result[b, t] = np.mean(rewards[b][:length]) if config.credit == "sentence" else rewards[b][t]
+    if config.advantage == "none":
+        return result
+    for t in range(result.shape[1]):
+        rows = [b for b, length in enumerate(lengths) if t < length]
+        result[rows, t] -= np.mean(result[rows, t]) if rows else 0
+    if config.advantage == "standardised":
+        result /= np.std([result[b, t] for b, length in enumerate(lengths) for t in range(length)])
+    return result
 
 
 def intrinsic_reward(config, manager, features, goals):

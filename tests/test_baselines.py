@@ -27,7 +27,11 @@ from leakgan_jax.types import BaselineState
 pytestmark = pytest.mark.usefixtures("fast_compile", "trap_nans")
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 BASELINES = [model for model in TITLES if model != "leakgan"]
-ADVERSARIAL = [model for model in BASELINES if model != "mle"]
+ADVERSARIAL = {
+    "seqgan": {"model": "seqgan"},
+    "rescale": {"model": "seqgan", "rescaling": "rank"},
+    "rankgan": {"model": "rankgan", "credit": "sentence", "advantage": "centred"},
+}
 KEY = 2  # some sentences of the adversarial step that the tests share end early
 
 sample = jax.jit(rollout.sample, static_argnums=0)
@@ -171,15 +175,15 @@ def test_pretraining_follows_the_gradient_of_the_likelihood_of_loops(config_of, 
     assert not differs(state.generator.opt_state["adversarial"], after.generator.opt_state["adversarial"])
 
 
-@pytest.mark.parametrize("model", ADVERSARIAL)
-def test_an_adversarial_step_is_that_of_the_slow_pipeline(model, config_of, sentences):
+@pytest.mark.parametrize("settings", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_an_adversarial_step_is_that_of_the_slow_pipeline(settings, config_of, sentences):
     """Values, ranks, metrics and the gradient; nothing after the end of a sentence counts in any of them."""
-    config = config_of(model)
+    config = config_of(**{"rescaling": "off", **settings})
     state, real = drawn_state(config), sentences(config, True, 12, seed=6)
     after, recorded = train_step(config, state, real, jax.random.key(KEY))
     params, d = arrays(state.generator.params), arrays(state.discriminator.params)
     key, score = jax.random.key(KEY), probability(config, d)
-    if model == "rankgan":
+    if config.model == "rankgan":
         references_key, comparison_key, key = jax.random.split(key, 3)
         chosen = [jax.random.randint(k, (n,), 0, 12) for k, n in ((references_key, 3), (comparison_key, 2))]
         references, compared = ([reference.feature(config, d, real[i]) for i in index] for index in chosen)
@@ -193,11 +197,12 @@ def test_an_adversarial_step_is_that_of_the_slow_pipeline(model, config_of, sent
     mask = tokens != config.pad_id
     lengths = [reference.sentence_length(config, row) for row in tokens]
     assert min(lengths) < 6 and mask.sum() == sum(lengths)
-    reward = reference.rescale(values, config.rescale_slope, mask) if model == "seqgan-rescale" else values
+    reward = reference.rescaled(config, values, mask)
+    learned = reference.token_rewards(config, reward, lengths)
 
     def loss(generator):
         scores = [reference.plain_log_probs(config, generator, row, temperature) for row in tokens]
-        return reference.worker_loss(config, reward, scores, lengths)
+        return reference.worker_loss(config, learned, scores, lengths)
 
     scores = [reference.plain_log_probs(config, params, row, temperature) for row in tokens]
     assert_close(recorded["value"], values[mask].mean())
@@ -291,6 +296,7 @@ def test_a_batch_of_one_kind_has_no_rivals_and_no_gradient():
 def test_presets_have_the_published_settings_of_a_baseline(name, model):
     config = preset(name, model=model)
     assert (config.title, config.goal_horizon, config.generator_lr) == (TITLES[model], 1, 1e-2)
+    assert preset(name, model="seqgan", rescaling="rank").title == "SeqGAN-rescale"
     units = run.schedule(config)
     kinds = [unit.kind for unit in units if unit.phase == "pretrain"]
     assert kinds == sorted(kinds, reverse=True) and {u.kind for u in units if u.evaluate} >= {"mle"}

@@ -87,6 +87,25 @@ def test_an_ended_sentence_changes_no_live_reward_and_gets_none():
     np.testing.assert_array_equal(rescale(values, 12.0, live), rescaled)
 
 
+# --- Credit and advantage --------------------------------------------------------------------------------------------
+
+
+def test_an_advantage_has_no_mean_at_any_position_and_its_spread_is_one():
+    rng = np.random.default_rng(4)
+    reward, lengths = rng.normal(0.4, 0.05, (6, 5)).astype(np.float32), [5, 1, 3, 5, 2, 4]
+    mask = np.arange(5) < np.array(lengths)[:, None]
+    centred = np.asarray(jax.jit(rewards.advantage)(reward, mask))
+    assert_close(centred.sum(axis=0), 0)
+    for t in range(5):
+        rows = mask[:, t]
+        assert_close(centred[rows, t] + reward[rows, t].mean(), reward[rows, t])
+    standardised = np.asarray(rewards.advantage(reward, mask, standardise=True))
+    assert_close(np.std(standardised[mask]), 1)
+    for array in (centred, standardised, rewards.of_sentence(reward, mask)):
+        np.testing.assert_array_equal(np.asarray(array)[~mask], 0)
+    assert np.all(np.isfinite(rewards.advantage(np.ones((3, 2)), np.ones((3, 2), bool), standardise=True)))
+
+
 # --- The Manager's targets (Eq. 7) and which value judges which ------------------------------------------------------
 
 

@@ -110,6 +110,10 @@ def known(tiny, tokens, values=None, goal_rewards=None):
 
 @pytest.fixture(scope="module")
 def drawn(tiny):
+    return slow_draw(tiny)
+
+
+def slow_draw(tiny):
     """What `generator_step` draws and how it judges it, one sentence and one completion at a time."""
     config, d = tiny.config, tiny.arrays.discriminator
     keys = jax.random.split(jax.random.key(KEY), config.batch_size)
@@ -165,6 +169,37 @@ def test_generator_step_follows_the_slow_pipelines_gradient(tiny, drawn):
     for name, loss in moved.items():
         grads = gradient(getattr(state, name), "adversarial")
         assert_gradient_matches_finite_differences(loss, getattr(tiny.arrays, name), grads)
+
+
+@pytest.fixture(scope="module")
+def drawn_end(tiny_end):
+    return slow_draw(tiny_end)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rescaling": "off", "credit": "sentence"},
+        {"rescaling": "shuffled", "advantage": "centred"},
+        {"credit": "sentence", "advantage": "standardised"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_settings_of_the_signal_change_rewards_and_nothing_else(settings, tiny_end, drawn_end):
+    config = dataclasses.replace(tiny_end.config, **settings)
+    _, metrics = generator_step(config, tiny_end.state, jax.random.key(KEY))
+    mask = drawn_end.tokens != config.pad_id
+    live = np.array(drawn_end.goal_rewards) > 0
+    goal_rewards = reference.rescaled(config, drawn_end.values, live)
+    manager_loss = drawn_end._replace(goal_rewards=goal_rewards).manager_loss(tiny_end, tiny_end.arrays.manager)
+    assert_close(metrics["manager_loss"], manager_loss)
+    if "rescaling" in settings:
+        assert not np.allclose(goal_rewards, drawn_end.goal_rewards)
+    intrinsic = np.array(drawn_end.intrinsic(tiny_end))
+    rewards = reference.token_rewards(config, intrinsic, drawn_end.lengths)
+    recorded = drawn_end.log_probs(tiny_end, tiny_end.arrays.worker, config.train_temperature)
+    assert_close(metrics["worker_loss"], reference.worker_loss(config, rewards, recorded, drawn_end.lengths))
+    assert_close(metrics["reward"], intrinsic[mask].mean())  # before it is made into anything
 
 
 def test_mle_step_has_the_losses_and_gradients_of_the_slow_pipeline(tiny):

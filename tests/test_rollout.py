@@ -1,5 +1,6 @@
 """Sampling, completing and scoring, against a Python loop that draws with the same uniforms, and enumeration."""
 
+import dataclasses
 import functools
 
 import jax
@@ -76,6 +77,17 @@ def test_scan_draws_what_a_python_loop_draws_from_the_same_keys(tiny, temperatur
     slow = slow_completions(tiny, keys, np.zeros((5, 9), int), 0, temperature)
     np.testing.assert_array_equal(fast.tokens, slow)
     assert len(np.unique(slow, axis=0)) > 1
+
+
+def test_goals_held_for_a_block_are_those_of_loops(tiny_end):
+    held = tiny_end._replace(config=dataclasses.replace(tiny_end.config, goals="held"))
+    rolled = sample(held.config, held.params, row_keys(), 0.8)
+    slow = slow_completions(held, row_keys(), np.zeros((5, 9), int), 0, 0.8)
+    np.testing.assert_array_equal(rolled.tokens, slow)
+    expected = [reference.log_probs(held.config, *held.arrays, row, 0.8) for row in slow]
+    assert_close(rolled.log_probs, expected)
+    assert_close(log_probs(held.config, held.params, slow, 0.8), expected)
+    assert not np.allclose(expected, [reference.log_probs(tiny_end.config, *held.arrays, row, 0.8) for row in slow])
 
 
 def test_features_seen_while_sampling_are_those_of_every_prefix(tiny):

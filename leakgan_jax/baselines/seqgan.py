@@ -1,7 +1,7 @@
 """SeqGAN: an LSTM trained by policy gradient, each token judged by a discriminator of sampled completions.
 
 The action value of token `x_t`, `t < T`, is the mean of D over `N` completions of `s_t`; that of `x_T` is D of the
-sentence (Eq. 4). With `config.model` "seqgan-rescale", values are replaced by their ranks in the batch, LeakGAN's
+sentence (Eq. 4). With `config.rescaling` "rank", values are replaced by their ranks in the batch, LeakGAN's
 bootstrapped rescaled activation: the curve SeqGAN-rescale in Figure 2 of Guo et al. 2018, arXiv:1709.08624.
 
 Source: Yu et al. 2017, SeqGAN, arXiv:1609.05473. The roll-out policy is the generator itself, as in the paper's
@@ -14,14 +14,14 @@ from typing import Any
 
 import jax
 
-from leakgan_jax import losses, rewards, rollout
+from leakgan_jax import losses, rollout
 from leakgan_jax.baselines import mle
 from leakgan_jax.baselines.mle import pretrain_step
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, language_model
 from leakgan_jax.rollout import sample
 from leakgan_jax.types import Array, BaselineState, Key, Metrics
-from leakgan_jax.updates import discriminator_net, update_generator
+from leakgan_jax.updates import discriminator_net, rescaled, token_rewards, update_generator
 
 __all__ = ["init", "pretrain_step", "train_step", "sample"]
 
@@ -66,13 +66,12 @@ def policy_gradient_step(
     temperature = config.train_temperature
     sampled, values = rollout.sample_with_values(config, state.params, keys, temperature, judge_all)
     mask = sampled.tokens != config.pad_id
-    rescaled = config.model == "seqgan-rescale"
-    reward = rewards.rescale(values, config.rescale_slope, mask) if rescaled else values
+    reward = rescaled(config, values, mask)
 
     def loss(params):
         sizes = rollout.generator_sizes(config)
         log_probs = language_model.log_probs(sizes, params, sampled.tokens, temperature)
-        policy_loss = losses.policy_gradient(log_probs, reward, mask)
+        policy_loss = losses.policy_gradient(log_probs, token_rewards(config, reward, mask), mask)
         return policy_loss, {
             "generator_loss": policy_loss,
             "value": losses.masked_mean(values, mask),

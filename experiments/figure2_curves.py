@@ -1,0 +1,95 @@
+"""Figure 2: NLL_oracle of every model while it trains, beside the published curves.
+
+    python experiments/figure2_curves.py [--published paper_fig2_digitised.csv]
+
+Trains what Table 1 is missing. The published curves are read from a file of columns length, model, epoch, nll_oracle;
+without one, Table 1's published numbers are drawn as levels. At laptop scale the oracle is another one, so the two
+halves of the picture have axes of their own.
+"""
+
+import csv
+from pathlib import Path
+
+import lab
+import numpy as np
+from table1_synthetic import PUBLISHED
+
+from leakgan_jax import run
+from leakgan_jax.report import pyplot, save
+
+COLOURS = dict(zip(lab.MODELS, ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00"), strict=True))
+
+
+def body(args) -> None:
+    published = read_published(args.published) if args.published else {}
+    plt = pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    text = "# Figure 2: training curves\n\n| length | model | epochs | lowest mean NLL_oracle | at epoch | last |\n"
+    text += "|--:|---|--:|--:|--:|--:|\n"
+    for row, task in zip(axes, PUBLISHED, strict=True):
+        lines, length = lab.collect(lab.models(task), args), int(task[-2:])
+        for name in lab.MODELS:
+            epochs, values, start = curves(lab.of(lines, name))
+            mean = values.mean(axis=0)
+            row[0].plot(epochs, mean, color=COLOURS[name], label=name)
+            if len(values) > 1:
+                deviation = values.std(axis=0, ddof=1)
+                row[0].fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[name], alpha=0.15, lw=0)
+            if start is not None:
+                row[0].axvline(start, color=COLOURS[name], lw=0.6, ls="--")
+            best = int(np.argmin(mean))
+            cells = [length, name, epochs[-1], f"{mean[best]:.3f}", epochs[best], f"{mean[-1]:.3f}"]
+            text += f"| {' | '.join(map(str, cells))} |\n"
+            draw_published(row[1], published.get((length, name)), PUBLISHED[task].get(name), COLOURS[name], name)
+        real = np.mean([lab.at(line, None)["nll_oracle"] for line in lab.of(lines, "LeakGAN")])
+        row[0].axhline(real, color="0.3", ls=":", lw=1, label="real")
+        row[1].axhline(PUBLISHED[task]["real"], color="0.3", ls=":", lw=1, label="real")
+        for ax, whose in zip(row, (f"ours, {args.scale} scale", "published"), strict=True):
+            ax.set_title(f"{length} tokens, {whose}", fontsize=10)
+            ax.set_xlabel("MLE epochs, then adversarial iterations")
+            ax.set_ylabel("NLL_oracle, nats per token")
+            ax.grid(alpha=0.25)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][1].legend(frameon=False, fontsize=8)
+    folder = args.results / args.scale
+    save(figure, folder / "figure2.png")
+    text += (
+        f"\n{lab.facts(lines, args.scale)} Temperature 1. Bands: one standard deviation; dashed: where adversarial "
+        "training begins. The lowest point of a mean curve is a choice made by looking, so no table has it.\n\n"
+        "![Figure 2](figure2.png)"
+    )
+    lab.publish(text, folder / "figure2.md")
+
+
+def curves(lines: list[lab.Line]) -> tuple[list[int], np.ndarray, int | None]:
+    """Epochs, NLL_oracle `[seeds, epochs]`, and the last epoch of pre-training if more follow."""
+    points = lines[0]["curve"]
+    values = np.array([[point["nll_oracle"] for point in line["curve"]] for line in lines])
+    pretrained = [point["epoch"] for point in points if point["phase"] == "pretrain"]
+    start = pretrained[-1] if len(pretrained) < len(points) else None
+    return [point["epoch"] for point in points], values, start
+
+
+def read_published(path: Path) -> dict[tuple[int, str], np.ndarray]:
+    """`(length, model) -> [n, 2]` of epoch and NLL_oracle."""
+    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                where = int(row["length"]), row["model"]
+                found.setdefault(where, []).append((float(row["epoch"]), float(row["nll_oracle"])))
+    except (KeyError, ValueError, TypeError):
+        raise run.RunError(f"{path}: not a table of length, model, epoch, nll_oracle; give one") from None
+    return {where: np.array(points) for where, points in found.items()}
+
+
+def draw_published(ax, curve: np.ndarray | None, level: float | None, colour: str, name: str) -> None:
+    if curve is not None:
+        ax.plot(*curve.T, color=colour, label=name)
+    elif level is not None:
+        ax.axhline(level, color=colour, label=f"{name}, Table 1")
+
+
+if __name__ == "__main__":
+    add = lambda made: made.add_argument("--published", type=Path, help="digitised curves of the paper")  # noqa: E731
+    lab.main("figure2_curves.py", __doc__, body, add)

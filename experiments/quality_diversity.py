@@ -1,0 +1,91 @@
+"""Quality against diversity: every model's temperature sweep on one plane, and what is left at equal NLL_gen.
+
+    python experiments/quality_diversity.py
+
+On the synthetic task NLL_oracle (quality) against NLL_gen of test sentences (diversity: it rises as a model leaves out
+what real text has). The question of Caccia et al. (ICLR 2020): is any model below the MLE curve? Trains what Table 1 is
+missing, prints Markdown and writes it with a picture to `results/SCALE/`.
+"""
+
+import lab
+import numpy as np
+from scipy import stats
+from table1_synthetic import PRETRAINED, PUBLISHED, chosen
+
+from leakgan_jax.report import pyplot, save
+
+COLOURS = dict(
+    zip((*lab.MODELS, PRETRAINED), ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "0.45"), strict=True)
+)
+BASELINES = ("MLE", PRETRAINED)
+MEANING = (
+    "Each row compares a model, at each of its temperatures whose NLL_gen lies on the baseline's curve, with the "
+    "baseline at the temperature that gives it the same NLL_gen (straight between measured temperatures, from its "
+    "lowest NLL_gen downwards): the difference in NLL_oracle, below 0 where the model is better. First the mean over seeds of "
+    "the mean over temperatures, its 95% interval and the p of a t-test against 0, then the mean over seeds at each "
+    "temperature; in brackets the seeds that could be compared."
+)
+
+
+def body(args) -> None:
+    text = "# Quality against diversity\n"
+    figure, axes = pyplot().subplots(1, len(PUBLISHED), figsize=(11, 4.6), layout="constrained")
+    for ax, task in zip(axes, PUBLISHED, strict=True):
+        lines = lab.collect(lab.models(task), args)
+        rows = {name: chosen(lines, name) for name in COLOURS}
+        text += f"\n## Sentences of {task[-2:]} tokens\n\n{table(rows)}\n{lab.facts(lines, args.scale)}\n"
+        draw(ax, rows, f"{task[-2:]} tokens, {args.scale} scale")
+    folder = args.results / args.scale
+    save(figure, folder / "quality_diversity.png")
+    lab.publish(
+        f"{text}\n{MEANING}\n\n![Quality against diversity](quality_diversity.png)", folder / "quality_diversity.md"
+    )
+
+
+def table(rows: dict[str, list[lab.Line]]) -> str:
+    """Every model against both baselines at equal NLL_gen."""
+    temperatures = lab.TEMPERATURES
+    columns = ["model", "against", "mean difference", "95% interval", "p", *(f"at {t:.3g}" for t in temperatures)]
+    text = f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}\n"
+    for name, lines in rows.items():
+        for baseline in BASELINES:
+            if name == baseline:
+                continue
+            others = {line["seed"]: line for line in rows[baseline]}
+            compared = [lab.matched(line, others[line["seed"]]) for line in lines if line["seed"] in others]
+            means = [float(np.mean([p["difference"] for p in points])) for points in compared if points]
+            cells = [name, baseline, lab.spread(means), *interval(means)]
+            for temperature in temperatures:
+                found = [p["difference"] for ps in compared for p in ps if abs(p["temperature"] - temperature) < 1e-4]
+                cells.append(f"{np.mean(found):+.3f} ({len(found)})" if found else "")
+            text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def interval(values: list[float]) -> tuple[str, str]:
+    """Of the mean, by Student's t; and p that it is 0."""
+    if len(values) < 2:
+        return "", ""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    mean = np.mean(values)
+    return f"{mean - half:+.3f} to {mean + half:+.3f}", f"{stats.ttest_1samp(values, 0).pvalue:.2g}"
+
+
+def draw(ax, rows: dict[str, list[lab.Line]], title: str) -> None:
+    for name, lines in rows.items():
+        for i, line in enumerate(lines):
+            points = sorted((p for p in line["points"] if p["temperature"]), key=lambda p: p["temperature"])
+            xy = [(p["nll_gen"], p["nll_oracle"]) for p in points]
+            label = name if i == 0 else None
+            ax.plot(*zip(*xy), "o-", ms=2, lw=0.8, alpha=0.7, color=COLOURS[name], label=label)
+    real = np.mean([lab.at(line, None)["nll_oracle"] for line in rows["LeakGAN"]])
+    ax.axhline(real, color="0.3", ls=":", lw=1, label="real")
+    ax.set_xlabel("NLL_gen of test sentences, lower is more diverse")
+    ax.set_ylabel("NLL_oracle, lower is closer to the oracle")
+    ax.set_title(f"{title}: a curve is a seed over temperatures", fontsize=9)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=7)
+
+
+if __name__ == "__main__":
+    lab.main("quality_diversity.py", __doc__, body)
