@@ -22,8 +22,8 @@ MEANING = (
     "Each row compares a model, at each of its temperatures whose NLL_gen lies on the baseline's curve, with the "
     "baseline at the temperature that gives it the same NLL_gen (straight between measured temperatures, from its "
     "lowest NLL_gen downwards): the difference in NLL_oracle, below 0 where the model is better. First the mean over "
-    "seeds of the mean over temperatures, its 95% interval and the p of a t-test against 0, then the mean over seeds at "
-    "each temperature; in brackets the seeds that could be compared."
+    "seeds of the mean over temperatures, its 95% interval and the p of a t-test against 0, then the mean over seeds "
+    "at each temperature; in brackets the seeds that could be compared."
 )
 
 
