@@ -28,11 +28,12 @@ def test_presets_have_the_published_sizes():
 
 def test_presets_of_text_name_their_dataset_and_tokenizer():
     texts = {name: (preset(name).dataset, preset(name).tokenizer) for name in PRESETS if preset(name).is_text}
-    assert texts == {
+    sources = {
         "coco": ("coco_image_captions", "nltk"),
         "news": ("emnlp2017_news", "whitespace"),
         "poems": ("chinese_poems", "characters"),
     }
+    assert texts == sources | {f"laptop-{name}": source for name, source in sources.items()}
     assert preset("quickstart").end_id is None and preset("poems").end_id == 1
 
 
