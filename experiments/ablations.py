@@ -2,22 +2,20 @@
 
     python experiments/ablations.py
 
-Trains what is missing (`--scale laptop`: about half an hour on two CPU cores), prints Markdown and writes it with a
-picture to `results/SCALE/`.
+Trains what is missing, prints Markdown and writes it with a picture to `results/SCALE/`.
 """
 
 import compare
 import lab
 
-TASK = "synthetic20"
-BASE = "LeakGAN"
 VARIANTS = {
     "no rescaling": {"rescaling": "off"},
     "ranks shuffled, as released": {"rescaling": "shuffled"},
     "one reward a sentence": {"credit": "sentence"},
+    "one reward a batch, as released": {"credit": "batch"},
     "no interleaved MLE": {"interleave_every": 0},
     "goals held for a block": {"goals": "held"},
-    "released reading": {"reading": "released", "eval_temperature": 1.0, "interleave_every": 15},
+    "released reading": {"reading": "released", "eval_temperature": 1.0},
     "training temperature 1/1.5": {"train_temperature": 1 / 1.5},
     "training temperature 1.5": {"train_temperature": 1.5},
     "1 completion": {"completions": 1},
@@ -26,15 +24,9 @@ VARIANTS = {
 
 
 def body(args) -> None:
-    cells = [lab.Cell(TASK, BASE, {}), *(lab.Cell(TASK, name, own) for name, own in VARIANTS.items())]
-    mle = lab.Cell(TASK, "MLE", lab.MODELS["MLE"])
-    lines = lab.collect([mle, *cells], args)
-    table, measured = compare.table(cells, lines, BASE, lab.of(lines, "MLE", "MLE, best NLL_gen"))
-    folder = args.results / args.scale
-    compare.draw(folder / "ablations.png", measured, BASE, f"Ablations, {args.scale} scale")
-    changes = "\n".join(f"- {name}: `{settings}`" for name, settings in VARIANTS.items())
-    text = f"# Ablations, synthetic task\n\n{table}\n{lab.facts(lines, args.scale)} {compare.COMPARED}\n\n{changes}"
-    lab.publish(f"{text}\n\n![Ablations](ablations.png)", folder / "ablations.md")
+    interleaved = lab.Cell(compare.TASK, compare.BASE, {}).config(args.scale).interleave_every
+    released = {**VARIANTS["released reading"], "interleave_every": interleaved}  # it is a variant of its own
+    compare.run("Ablations", "ablations", {**VARIANTS, "released reading": released}, args)
 
 
 if __name__ == "__main__":

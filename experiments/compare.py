@@ -1,4 +1,7 @@
-"""Variants of LeakGAN against one of them: what the ablations and the tries at the frontier have in common."""
+"""Variants of LeakGAN against LeakGAN: what the ablations and the tries at the frontier have in common."""
+
+import argparse
+from typing import Any
 
 import lab
 import numpy as np
@@ -6,93 +9,111 @@ from scipy import stats
 
 from leakgan_jax.report import pyplot, save
 
-COMPARED = (
-    "A difference is of the same seed, so of the same data and pre-training where a variant does not change it. "
-    "NLL_oracle is at temperature 1. *At equal NLL_gen*: less the NLL_oracle of the MLE model at the temperature that "
-    "gives it the variant's NLL_gen, on the mean over the variant's temperatures that can be compared; below 0 is "
-    "beyond what tuning a temperature gives. p: paired t-test over seeds, two-sided; Holm: corrected for all rows."
+TASK = "synthetic20"
+BASE = "LeakGAN"
+FRONTIER = f"at equal NLL_gen (+{lab.TESTED:g})"
+MEANING = (
+    f"A difference is to {BASE} of the same seed, so of the same data and, where the variant does not change it, the "
+    f"same pre-training. NLL_oracle, NLL_gen and distinct are at temperature 1. *{FRONTIER}*: NLL_oracle less that of "
+    f"the MLE model of the same seed, both at the temperatures that put their NLL_gen {lab.TESTED:g} above the lowest "
+    "of the MLE model; below 0 is beyond what tuning a temperature gives. p: paired t-test over seeds, two-sided; then "
+    "as Holm corrects it for all rows; neither where a seed cannot be compared. All seeds share one oracle."
 )
+Measured = dict[str, list[float | None]]  # by score, one a seed
 
 
-def table(cells: list[lab.Cell], lines: list[lab.Line], base: str, baseline: list[lab.Line]) -> tuple[str, dict]:
-    """Markdown of all cells beside `base`, and for each cell the seeds' differences in NLL_oracle and frontier."""
-    measured = {cell.name: measure(lab.of(lines, cell.name), baseline) for cell in cells}
-    names = [name for name in measured if name != base]
-    p_values = {name: paired(measured[name], measured[base], "nll_oracle") for name in names}
-    p_frontier = {name: paired(measured[name], measured[base], "frontier") for name in names}
-    adjusted, adjusted_frontier = holm(p_values), holm(p_frontier)
-    columns = ["variant", "NLL_oracle", "difference", "p, Holm", "NLL_gen", "distinct"]
-    columns += ["at equal NLL_gen, to MLE", "difference", "p, Holm"]
+def run(title: str, stem: str, variants: dict[str, dict[str, Any]], args: argparse.Namespace, again=()) -> None:
+    """Collects, prints and draws; the variants named in `again` are repeated on as many seeds that nothing chose."""
+    mle = lab.Cell(TASK, "MLE", lab.MODELS["MLE"])
+    cells = [lab.Cell(TASK, BASE, {}), *(lab.Cell(TASK, name, settings) for name, settings in variants.items())]
+    lines = lab.collect([mle, *cells], args)
+    measured = {cell.name: measure(lab.of(lines, cell.name), lab.of(lines, "MLE")) for cell in cells}
+    text = f"# {title}, synthetic task\n\n{table(measured)}\n{lab.facts(lines, args.scale)} {MEANING}\n"
+    if again:
+        chosen = [mle, cells[0], *(cell for cell in cells if cell.name in again)]
+        lines = lab.collect(chosen, args, first=args.seeds, file=f"{TASK}-again")
+        fresh = {cell.name: measure(lab.of(lines, cell.name), lab.of(lines, "MLE")) for cell in chosen[1:]}
+        text += f"\n## Once more, on seeds that nothing chose\n\n{table(fresh)}\n{lab.facts(lines, args.scale)}\n"
+    text += "\n" + "\n".join(f"- {name}: `{settings}`" for name, settings in variants.items())
+    folder = args.results / args.scale
+    draw(folder / f"{stem}.png", measured, f"{title}, {args.scale} scale")
+    lab.publish(f"{text}\n\n![{title}]({stem}.png)", folder / f"{stem}.md")
+
+
+def measure(lines: list[lab.Line], baseline: list[lab.Line]) -> Measured:
+    """Of each seed: the scores at temperature 1, and at equal NLL_gen the difference to the baseline."""
+    of_seed = {line["seed"]: line for line in baseline}
+    found: Measured = {
+        name: [lab.at(line, 1.0)[name] for line in lines] for name in ("nll_oracle", "nll_gen", "distinct")
+    }
+    return found | {"frontier": [lab.beyond(line, of_seed[line["seed"]], lab.TESTED) for line in lines]}
+
+
+def table(measured: dict[str, Measured]) -> str:
+    """Markdown of all variants beside the base."""
+    columns = [
+        "variant",
+        "NLL_oracle",
+        "difference",
+        "p, Holm",
+        "NLL_gen",
+        "distinct",
+        FRONTIER,
+        "difference",
+        "p, Holm",
+    ]
     text = f"| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}\n"
+    base = measured[BASE]
+    tested = {score: tests({name: differences(own, base, score) for name, own in measured.items()}) for score in base}
     for name, own in measured.items():
-        cells_ = [name, lab.spread(own["nll_oracle"])]
-        cells_ += (
-            ["", ""]
-            if name == base
-            else [difference(own, measured[base], "nll_oracle"), number(p_values, adjusted, name)]
-        )
-        cells_ += [lab.spread(own["nll_gen"]), lab.spread([100 * d for d in own["distinct"]], 1) + "%"]
-        cells_.append(lab.spread(own["frontier"]))
-        cells_ += (
-            ["", ""]
-            if name == base
-            else [difference(own, measured[base], "frontier"), number(p_frontier, adjusted_frontier, name)]
-        )
-        text += f"| {' | '.join(cells_)} |\n"
-    return text, measured
+        cells = [name, lab.spread(own["nll_oracle"]), *tested["nll_oracle"][name], lab.spread(own["nll_gen"])]
+        cells += [lab.spread([100 * share for share in own["distinct"]], 1) + "%", lab.spread(own["frontier"])]
+        text += f"| {' | '.join([*cells, *tested['frontier'][name]])} |\n"
+    return text
 
 
-def measure(lines: list[lab.Line], baseline: list[lab.Line]) -> dict[str, list[float]]:
-    """Of each seed: the scores at temperature 1, and the mean difference to the baseline of the same seed."""
-    by_seed = {line["seed"]: line for line in baseline}
-    found: dict[str, list[float]] = {"nll_oracle": [], "nll_gen": [], "distinct": [], "frontier": []}
-    for line in lines:
-        point = lab.at(line, 1.0)
-        for key in ("nll_oracle", "nll_gen", "distinct"):
-            found[key].append(point[key])
-        compared = [p["difference"] for p in lab.matched(line, by_seed[line["seed"]])]
-        found["frontier"].append(float(np.mean(compared)) if compared else float("nan"))
-    return found
+def differences(own: Measured, base: Measured, score: str) -> list[float | None]:
+    """Of each seed; None where one of the two has no score."""
+    return [None if a is None or b is None else a - b for a, b in zip(own[score], base[score], strict=True)]
 
 
-def paired(own: dict, base: dict, key: str) -> float:
-    pairs = [(a, b) for a, b in zip(own[key], base[key]) if np.isfinite(a) and np.isfinite(b)]
-    return float(stats.ttest_rel(*zip(*pairs)).pvalue) if len(pairs) > 2 else float("nan")
+def tests(differing: dict[str, list[float | None]]) -> dict[str, tuple[str, str]]:
+    """For each variant the differences in words, and p with and without Holm's correction; the base has neither."""
+    p_values = {name: p_value(values) for name, values in differing.items() if name != BASE}
+    adjusted = holm({name: p for name, p in p_values.items() if p is not None})
+    cells = {BASE: ("", "")}
+    for name, p in p_values.items():
+        cells[name] = lab.spread(differing[name]), "" if p is None else f"{p:.2g}, {adjusted[name]:.2g}"
+    return cells
+
+
+def p_value(values: list[float | None]) -> float | None:
+    """Of a mean of 0, by Student's t; None of fewer than three seeds, or where a seed is missing."""
+    return None if len(values) < 3 or None in values else float(stats.ttest_1samp(values, 0).pvalue)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Holm's step-down correction; what cannot be tested stays so and counts for nothing."""
-    known = sorted((p, name) for name, p in p_values.items() if np.isfinite(p))
-    adjusted, largest = dict.fromkeys(p_values, float("nan")), 0.0
-    for rank, (p, name) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+    """Holm's step-down correction."""
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
         adjusted[name] = largest
     return adjusted
 
 
-def difference(own: dict, base: dict, key: str) -> str:
-    values = [a - b for a, b in zip(own[key], base[key]) if np.isfinite(a) and np.isfinite(b)]
-    return lab.spread(values) if values else ""
-
-
-def number(p_values: dict[str, float], adjusted: dict[str, float], name: str) -> str:
-    return "" if np.isnan(p_values[name]) else f"{p_values[name]:.2g}, {adjusted[name]:.2g}"
-
-
-def draw(path, measured: dict[str, dict[str, list[float]]], base: str, title: str) -> None:
+def draw(path, measured: dict[str, Measured], title: str) -> None:
     """Differences of each seed to the base, in NLL_oracle and at equal NLL_gen."""
-    names = [name for name in measured if name != base]
+    names = [name for name in measured if name != BASE]
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.8), layout="constrained", sharey=True)
-    for ax, key, label in zip(
-        axes, ("nll_oracle", "frontier"), ("NLL_oracle, temperature 1", "at equal NLL_gen"), strict=True
-    ):
+    for ax, score, label in zip(axes, ("nll_oracle", "frontier"), ("temperature 1", FRONTIER), strict=True):
         for y, name in enumerate(names):
-            values = np.array(measured[name][key]) - np.array(measured[base][key])
+            values = [value for value in differences(measured[name], measured[BASE], score) if value is not None]
             ax.plot(values, [y] * len(values), "o", ms=4, alpha=0.6, color="#0072b2")
-            ax.plot([np.nanmean(values)] * 2, [y - 0.3, y + 0.3], lw=2, color="#d55e00")
+            if values:
+                ax.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], lw=2, color="#d55e00")
         ax.axvline(0, color="0.3", lw=0.8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
-        ax.set_xlabel(f"difference to {base}, nats per token: {label}", fontsize=8)
+        ax.set_xlabel(f"NLL_oracle less that of {BASE}, nats per token: {label}", fontsize=8)
         ax.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}; left of 0 is better; a dot is a seed, a bar the mean", fontsize=9)

@@ -8,7 +8,7 @@ length; sentences are binned by their number of words, and bins with fewer than 
 
 import lab
 import numpy as np
-from text_models import MODELS, chosen
+from text_models import MODELS
 
 from leakgan_jax.report import pyplot, save
 
@@ -17,14 +17,14 @@ ORDERS = (2, 3, 4, 5)
 
 def body(args) -> None:
     lines = lab.collect(lab.models("news", MODELS), args)
-    ours = {model: by_length(chosen(lines, model)) for model in MODELS}
+    ours = {model: by_length(lab.of(lines, model)) for model in MODELS}
     bins = sorted(set.intersection(*(set(own) for own in ours.values())))
     text = "# Figure 3: BLEU by length, news\n\n| words | model | sentences | BLEU-2 | BLEU-3 | BLEU-4 | BLEU-5 |\n"
     text += "|---|---|--:|--:|--:|--:|--:|\n"
     for low, high in bins:
         for model, own in ours.items():
-            scores = np.array([row[1:] for row in own[low, high]])
-            cells = [lab.spread(scores[:, i].tolist()) for i in range(len(ORDERS))]
+            rows = own[low, high] + [[None] * 5] * (args.seeds - len(own[low, high]))
+            cells = [lab.spread([row[i + 1] for row in rows]) for i in range(len(ORDERS))]
             count = np.mean([row[0] for row in own[low, high]])
             text += f"| {low}-{high - 1} | {model} | {count:.0f} | {' | '.join(cells)} |\n"
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)

@@ -6,9 +6,12 @@ scored over temperatures with sentences that training never saw. Tables and pict
 """
 
 import argparse
+import dataclasses
 import functools
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from leakgan_jax import Config, ConfigError, metrics, oracle, preset, run, sweep
 from leakgan_jax.checkpoint import CheckpointError
@@ -27,9 +31,17 @@ from leakgan_jax.display import Display
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = 1 / 1.5  # the temperature of the published numbers of LeakGAN
-TEMPERATURES = (0.4, 0.5, 0.6, PUBLISHED, 0.8, 0.9, 1.0, 1.1)
+TEMPERATURES = (0.4, 0.45, 0.5, 0.55, 0.6, PUBLISHED, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.25)
 TEXT_TEMPERATURES = (0.6, PUBLISHED, 0.8, 0.9, 1.0, 1.1)
-LENGTH_EDGES = (1, 8, 12, 16, 20, 25, 30, 40)  # of sentences, for Figure 3
+LEVELS = (0.1, 0.2, 0.4, 0.8)  # of NLL_gen above the lowest of a baseline, at which models are compared with it
+TESTED = 0.4  # the one that tests are of, fixed before any result: about what 1/1.5 costs an MLE model
+PRETRAINED = "MLE, best NLL_gen"  # a checkpoint's name
+# What has no effect before adversarial training, so that cells which differ in nothing else share their pre-training.
+ADVERSARIAL = (
+    "adversarial_lr adversarial_iterations generator_steps adversarial_draws interleave_every completions "
+    "train_temperature rescaling rescale_slope credit advantage"
+).split()
+LENGTH_EDGES = (1, 8, 12, 16, 20, 25, 30, 35, 40, 45, 52)  # of sentences, for Figure 3
 SCALES = {
     # seeds; sentences drawn at each temperature
     "laptop": (5, 1_000),
@@ -99,8 +111,11 @@ def main(script: str, description: str, body: Callable[[argparse.Namespace], Non
     args.seeds = SCALES[args.scale][0] if args.seeds is None else args.seeds
     if args.seeds < 1:
         made.exit(2, f"{made.prog}: seeds is {args.seeds}; it must be at least 1\n")
+    if args.oracle_file and args.scale != "paper":
+        made.exit(2, f"{made.prog}: --oracle-file {args.oracle_file}: leave it out; only --scale paper has it\n")
     set_up_jax()
     try:
+        (args.results / args.scale).mkdir(parents=True, exist_ok=True)
         body(args)
     except (ConfigError, DataError, run.RunError, CheckpointError, oracle.OracleError, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
@@ -109,26 +124,28 @@ def main(script: str, description: str, body: Callable[[argparse.Namespace], Non
 # --- Training and scoring --------------------------------------------------------------------------------------------
 
 
-def collect(cells: Sequence[Cell], args: argparse.Namespace) -> list[Line]:
-    """The lines of `cells` for seeds 0 to `args.seeds` - 1, missing ones made first, in the order of the cells."""
-    wanted = []
+def collect(cells: Sequence[Cell], args: argparse.Namespace, first: int = 0, file: str = "") -> list[Line]:
+    """The lines of `cells` for `args.seeds` seeds from `first` on, missing ones made first, in the order of the cells.
+
+    They are in `file`, by default one a task.
+    """
+    wanted, all_seeds = [], range(first, first + args.seeds)
     for i, cell in enumerate(cells):
-        path = args.results / args.scale / f"{cell.task}.jsonl"
+        path = args.results / args.scale / f"{file or cell.task}.jsonl"
         settings = identity(cell, args)
         known = [line for line in read(path) if line["cell"] == cell.name and line["settings"] == settings]
-        seeds = [seed for seed in range(args.seeds) if not any(line["seed"] == seed for line in known)]
+        seeds = [seed for seed in all_seeds if not any(line["seed"] == seed for line in known)]
         if seeds and args.read_only:
             raise run.RunError(f"{path} lacks {cell.name} of seeds {seeds}; leave out --read-only to train them")
         while seeds:  # side by side as far as they follow one another
             together = [seed for n, seed in enumerate(seeds) if seed == seeds[0] + n]
             print(f"\n{cell.task}: {cell.name}, seeds {together}; {i + 1} of {len(cells)}", file=sys.stderr, flush=True)
             new = make(cell, together, settings, args)
-            path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in new)
             known += new
             seeds = seeds[len(together) :]
-        wanted += [line for line in known if line["seed"] < args.seeds]
+        wanted += [line for line in known if line["seed"] in all_seeds]
     return wanted
 
 
@@ -154,12 +171,51 @@ def published_oracle(cell: Cell, args: argparse.Namespace) -> bool:
 
 
 def make(cell: Cell, seeds: Sequence[int], settings: dict[str, Any], args: argparse.Namespace) -> list[Line]:
-    """Trains (or goes on with) and scores: for each seed, a line of the best MLE state and one of the final one."""
+    """Trains (or goes on with) and scores: for each seed a line of the final state.
+
+    Of a cell without adversarial training it is of the epoch with the lowest NLL_gen, and one that is just a model of
+    the paper has a line of that as well.
+    """
     config = cell.config(args.scale)
     if published_oracle(cell, args):
-        config = preset(PRESETS[args.scale][cell.task], **cell.settings, oracle_file=str(args.oracle_file.resolve()))
-    out = args.runs / args.scale / cell.task / f"{slug(cell.name)}-{seeds[0]}-{seeds[-1]}"
-    began = time.monotonic()
+        config = dataclasses.replace(config, oracle_file=str(args.oracle_file.resolve()))
+    folder = args.runs / args.scale / cell.task
+    out = folder / f"{slug(cell.name)}-{seeds[0]}-{seeds[-1]}"
+    if config.adversarial_iterations and not (out / "config.json").exists():
+        before = preset(PRESETS[args.scale][cell.task], model=config.model).to_json()
+        shared = {name: before[name] for name in ADVERSARIAL} | {"adversarial_iterations": 0}
+        before = dataclasses.replace(config, **shared)
+        digest = hashlib.sha256(json.dumps(before.to_json(), sort_keys=True).encode()).hexdigest()
+        pretrained = folder / f"pretrained-{digest[:12]}-{seeds[0]}-{seeds[-1]}"
+        train(before, seeds, pretrained, args)
+        continue_as(config, pretrained, out)
+    train(config, seeds, out, args)
+    facts = {
+        "device": run.open_run(out, several=True)[2]["device"],
+        "jax": jax.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    wanted = [config.title] if config.adversarial_iterations else [PRETRAINED]
+    if cell.name in MODELS and PRETRAINED not in wanted:
+        wanted.append(PRETRAINED)
+    lines = []
+    for seed, place in zip(seeds, run.directories(out, seeds), strict=True):
+        config, task = run.open_task(place)
+        found = run.load_models(place, config, lambda line: print(line, file=sys.stderr))
+        for name in wanted:
+            if name not in found:
+                raise run.RunError(f"{place} has lost the checkpoint of {name!r}; delete {out} to train it again")
+            print(f"scoring seed {seed}: {name}", file=sys.stderr, flush=True)
+            points = score(config, task, found[name], seed, SCALES[args.scale][1])
+            line = {"cell": cell.name, "seed": seed, "checkpoint": name, "points": points}
+            final = {"curve": training_curve(place)} if name == wanted[0] else {}
+            lines.append(line | final | {"train": int(task.train.shape[-2]), "settings": settings, **facts})
+    return lines
+
+
+def train(config: Config, seeds: Sequence[int], out: Path, args: argparse.Namespace) -> None:
+    """Trains in `out`, or goes on there; nothing is left to do where a run has ended."""
     jax.clear_caches()  # programs of earlier cells
     display = Display()
     try:
@@ -177,25 +233,18 @@ def make(cell: Cell, seeds: Sequence[int], settings: dict[str, Any], args: argpa
         display.close()
     if stopped:
         sys.exit(128 + stopped)
-    facts = {
-        "device": run.open_run(out, several=True)[2]["device"],
-        "jax": jax.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.monotonic() - began),
-    }
-    lines = []
-    for seed, place in zip(seeds, run.directories(out, seeds), strict=True):
-        config, task = run.open_task(place)
-        found = run.load_models(place, config, lambda line: print(line, file=sys.stderr))
-        curve = training_curve(place)
-        for name, params in found.items():
-            final = name == list(found)[-1]
-            print(f"scoring seed {seed}: {name}", file=sys.stderr, flush=True)
-            points = score(config, task, params, seed, SCALES[args.scale][1])
-            line = {"cell": cell.name, "seed": seed, "checkpoint": name, "points": points}
-            lines.append(line | ({"curve": curve} if final else {}) | {"settings": settings, **facts})
-    return lines
+
+
+def continue_as(config: Config, pretrained: Path, out: Path) -> None:
+    """A copy of a run that ended with its pre-training, to be resumed as one of `config`."""
+    copy = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(pretrained, copy)
+    for path in [copy / "config.json", *copy.glob("seed-*/config.json")]:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["config"] |= {name: getattr(config, name) for name in ADVERSARIAL}
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    copy.rename(out)
 
 
 def slug(name: str) -> str:
@@ -226,9 +275,10 @@ def training_curve(place: Path) -> list[Line]:
 
 
 def score(config: Config, task: run.Task, params: Any, seed: int, num: int) -> list[Line]:
-    """A model at every temperature, on sentences that neither trained it nor chose its checkpoint."""
-    import dataclasses
+    """A model at every temperature, on sentences that neither trained it nor (of poems alone) chose its checkpoint.
 
+    The first point, without a temperature, is of real sentences: of the oracle, or of the text that was trained on.
+    """
     config = dataclasses.replace(config, eval_samples=num)
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # apart from every key of the run
     real_key, sample_key = jax.random.split(key)
@@ -246,16 +296,18 @@ def score(config: Config, task: run.Task, params: Any, seed: int, num: int) -> l
             scores |= text_scores(task, np.asarray(tokens), compared.sentences)
         points.append({name: rounded(value) for name, value in scores.items() if value is not None})
     if task.oracle is not None:
-        real_nll = rounded(float(jax.jit(oracle.nll)(task.oracle, real)))
-        points.insert(0, {"temperature": None, "nll_oracle": real_nll, "num_samples": num})
-    return points
+        of_real = {"nll_oracle": rounded(float(jax.jit(oracle.nll)(task.oracle, real))), "num_samples": num}
+    else:
+        rows = np.random.default_rng(seed).permutation(task.train.shape[0])[:num]
+        of_real = text_scores(task, np.asarray(task.train)[rows], compared.sentences) | {"num_samples": len(rows)}
+    return [{"temperature": None, **of_real}, *points]
 
 
 def text_scores(task: run.Task, tokens: np.ndarray, references: Sequence[Sequence[str]]) -> Line:
     """BLEU, self-BLEU and BLEU by length of the generated sentences."""
     sentences = [task.vocabulary.words_of(row) for row in tokens]
     scores = {**metrics.bleu(sentences, references), **metrics.self_bleu(sentences)}
-    kept = {name: value for name, value in scores.items() if "bleu_" in name}
+    kept = {name: rounded(value) for name, value in scores.items() if "bleu_" in name}
     by_length = []
     for low, high in zip(LENGTH_EDGES, LENGTH_EDGES[1:]):
         chosen = [words for words in sentences if low <= len(words) < high]
@@ -294,38 +346,37 @@ def _close(a: float | None, b: float | None) -> bool:
     return a is not None and b is not None and abs(a - b) < 1e-4
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard deviation over seeds, or the one number there is."""
-    values = [value for value in values if value is not None]
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+def spread(values: Sequence[float | None], digits: int = 3) -> str:
+    """Mean and standard deviation over seeds, or the one number there is; how many, where a seed has None."""
+    known = [value for value in values if value is not None]
+    few = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
+    if not known:
+        return "none" if values else ""
+    if len(known) == 1:
+        return f"{known[0]:.{digits}f}{few}"
+    return f"{np.mean(known):.{digits}f} ± {np.std(known, ddof=1):.{digits}f}{few}"
 
 
-def matched(model: Line, baseline: Line, x: str = "nll_gen", y: str = "nll_oracle") -> list[Line]:
-    """How much lower `y` of a model is than a baseline's at equal `x`, at each temperature of the model.
+def beyond(model: Line, baseline: Line, level: float) -> float | None:
+    """How much lower NLL_oracle of a model is than a baseline's where both have the same NLL_gen: below 0 is better.
 
-    The baseline is a curve over its temperatures, straight between them; only its part from the lowest `x` towards
-    low temperatures is used, on which `x` grows as `y` falls, and only where the model's `x` lies on it.
-
-    Returns:
-        `temperature`, `x` and `difference` (model less baseline), one for each point that can be compared.
+    That NLL_gen is the baseline's lowest plus `level`, so the same for every model that is compared with it. None where
+    the model has it at no temperature.
     """
-    points = sorted((p for p in baseline["points"] if p["temperature"] is not None), key=lambda p: -p["temperature"])
-    best = min(range(len(points)), key=lambda i: points[i][x])
-    curve = points[best:]
-    xs, ys = [p[x] for p in curve], [p[y] for p in curve]
-    while any(later <= earlier for earlier, later in zip(xs, xs[1:])):  # noise: keep what grows
-        bad = next(i for i, (earlier, later) in enumerate(zip(xs, xs[1:])) if later <= earlier)
-        del xs[bad + 1], ys[bad + 1]
-    compared = []
-    for p in model["points"]:
-        if p["temperature"] is not None and xs[0] <= p[x] <= xs[-1]:
-            difference = p[y] - float(np.interp(p[x], xs, ys))
-            compared.append({"temperature": p["temperature"], "x": p[x], "difference": difference})
-    return compared
+    wanted = min(point["nll_gen"] for point in baseline["points"] if point["temperature"]) + level
+    own, others = (_oracle_where(line["points"], wanted) for line in (model, baseline))
+    return None if own is None or others is None else own - others
+
+
+def _oracle_where(points: Sequence[Line], nll_gen: float) -> float | None:
+    """NLL_oracle at the temperature, below that of the lowest NLL_gen, at which NLL_gen is as wanted."""
+    points = sorted((p for p in points if p["temperature"]), key=lambda p: p["temperature"])
+    names = ("temperature", "nll_gen", "nll_oracle")
+    temperatures, gen, oracle_ = (np.array([point[name] for point in points]) for name in names)
+    lowest = temperatures[np.argmin(gen)]
+    # Between measured temperatures both are smooth; a straight line from point to point would flatter one of the two.
+    found = [t for t in PchipInterpolator(temperatures, gen).solve(nll_gen, extrapolate=False) if t <= lowest]
+    return float(PchipInterpolator(temperatures, oracle_)(max(found))) if found else None
 
 
 def facts(lines: Sequence[Line], scale: str) -> str:
@@ -341,5 +392,4 @@ def facts(lines: Sequence[Line], scale: str) -> str:
 def publish(text: str, path: Path) -> None:
     """Prints Markdown and keeps it."""
     print(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")

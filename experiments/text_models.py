@@ -8,22 +8,25 @@ from leakgan_jax.report import pyplot, save
 MODELS = ("MLE", "SeqGAN", "RankGAN", "LeakGAN")
 RULE = (
     "MLE: the scored epoch with the lowest NLL_gen on held-out sentences; other models: the final state, none is "
-    "chosen. BLEU and NLL_gen are of the test split (of poems, which have none, the held-out split, which also chose "
-    "the MLE epoch). Read BLEU beside self-BLEU and NLL_gen: a model that repeats itself has a high BLEU."
+    "chosen; real: sentences that were trained on. BLEU and NLL_gen are of the test split (of poems, which have none, "
+    "the held-out split, which also chose the MLE epoch). Read BLEU beside self-BLEU and NLL_gen: a model that repeats "
+    "itself has a high BLEU."
 )
 
 
 def table(number: int, task: str, name: str, args) -> None:
     """Collects, prints and draws; `name` is that of the published rows."""
     lines = lab.collect(lab.models(task, MODELS), args)
-    rows = {model: chosen(lines, model) for model in MODELS}
+    rows = {model: lab.of(lines, model) for model in MODELS}
     titles = [f"{kind}-{n}" for kind in ("BLEU", "self-BLEU") for n in ORDERS]
     text = f"# Table {number}: {name}\n\n| model | temperature | {' | '.join(titles)} | NLL_gen | distinct |\n"
     text += f"|---|{'--:|' * (len(titles) + 3)}\n"
+    keys = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in ORDERS]
+    real = [lab.at(line, None) for line in rows["MLE"]]
+    text += f"| real | | {' | '.join(lab.spread([p[key] for p in real]) for key in keys)} | | |\n"
     for temperature in (1.0, lab.PUBLISHED):
         for model, of_seeds in rows.items():
             points = [lab.at(line, temperature) for line in of_seeds]
-            keys = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in ORDERS]
             cells = [lab.spread([p[key] for p in points]) for key in (*keys, "nll_gen")]
             distinct = lab.spread([100 * p["distinct"] for p in points], 1) + "%"
             text += f"| {model} | {temperature:.3f} | {' | '.join(cells)} | {distinct} |\n"
@@ -31,15 +34,16 @@ def table(number: int, task: str, name: str, args) -> None:
     for model, source, *scores in PUBLISHED[name]:
         cells = [cell for own in scores for cell in (own.split() + [""] * len(ORDERS))[: len(ORDERS)]]
         text += f"| {model} | {source} | {' | '.join(cells)} |\n"
-    references = sorted({p["references"] for line in lines for p in line["points"]})
-    text += f"\n{lab.facts(lines, args.scale)} {references[-1]:,} references, rule method1. {RULE} {COMPARABLE[name]}"
+    (references,), (train,) = {p["references"] for p in real}, {line["train"] for line in lines}
+    length = lab.models(task, MODELS)[0].config(args.scale).length
+    text += (
+        f"\n{lab.facts(lines, args.scale)} Trained on {train:,} sentences, those with fewer than {length} words; "
+        f"{references:,} references of any length, rule method1; NLL_gen of those that are no longer. {RULE} "
+        f"{COMPARABLE[name]}"
+    )
     folder = args.results / args.scale
     draw(folder / f"table{number}.png", rows, f"{name}, {args.scale} scale")
     lab.publish(f"{text}\n\n![Table {number}](table{number}.png)", folder / f"table{number}.md")
-
-
-def chosen(lines: list[lab.Line], model: str) -> list[lab.Line]:
-    return lab.of(lines, model, "MLE, best NLL_gen") if model == "MLE" else lab.of(lines, model)
 
 
 def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
@@ -47,7 +51,7 @@ def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
     figure, axes = pyplot().subplots(figsize=(6, 4.5), layout="constrained")
     for colour, (model, lines) in zip(("#0072b2", "#e69f00", "#009e73", "#d55e00"), rows.items(), strict=True):
         for i, line in enumerate(lines):
-            points = sorted(line["points"], key=lambda p: p["temperature"])
+            points = sorted((p for p in line["points"] if p["temperature"]), key=lambda p: p["temperature"])
             xy = [(p["self_bleu_4"], p["bleu_4"]) for p in points]
             axes.plot(*zip(*xy), "o-", ms=2.5, lw=0.8, color=colour, alpha=0.7, label=model if i == 0 else None)
     axes.set_xlabel("self-BLEU-4, lower is more varied")

@@ -50,10 +50,10 @@ COMPARABLE = {
         "80,000 other captions, and a rule of NLTK that drops orders without a match."
     ),
     "news": (
-        "Not comparable with any published row: those models saw some 270,000 training sentences, this one 9,000 of "
-        "the 10,000 validation sentences, as a stand-in. The references are those of Texygen's test split in another "
-        "tokenisation, which Caccia et al. use too. Compare with the real row here. The paper's rows follow a rule of "
-        "NLTK that drops orders without a match: real text has BLEU-5 0.43 by it."
+        "Not comparable with any published row: those models saw some 270,000 training sentences, this one at most "
+        "9,000 of the 10,000 validation sentences, as a stand-in. The references are those of Texygen's test split in "
+        "another tokenisation, which Caccia et al. use too. Compare with the real row here. The paper's rows follow "
+        "a rule of NLTK that drops orders without a match: real text has BLEU-5 0.43 by it."
     ),
     "poems": (
         "Not comparable with the published rows: their poems, split, tokens and number of references are not known "

@@ -36,16 +36,20 @@ def rescale(values: Array, slope: float, live: Array | None = None) -> Array:
     return jnp.where(live, jax.nn.sigmoid(slope * (0.5 - rank / count)), 0.0)
 
 
-def of_sentence(reward: Array, mask: Array) -> Array:
-    """Each token's reward replaced by the mean over its sentence; both `[B, T]`, where `mask` is 0 the reward is 0."""
-    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    return jnp.where(mask, jnp.sum(jnp.where(mask, reward, 0.0), axis=1, keepdims=True) / count, 0.0)
+def shared(reward: Array, mask: Array, axis: int | None) -> Array:
+    """Each token's reward replaced by the mean over its sentence (`axis` 1), or over the whole batch (None).
+
+    Both `[B, T]`; where `mask` is 0 the reward is 0.
+    """
+    count = jnp.maximum(jnp.sum(mask, axis, keepdims=True), 1)
+    return jnp.where(mask, jnp.sum(jnp.where(mask, reward, 0.0), axis, keepdims=True) / count, 0.0)
 
 
 def advantage(reward: Array, mask: Array, standardise: bool = False) -> Array:
     """Rewards less their mean over the batch at each position, so that only what is better than the others is learned.
 
-    The mean holds the sentence's own reward, which makes the gradient a share `1 / B` smaller and changes nothing else.
+    The mean holds the sentence's own reward, which makes the gradient a share `1 / B` smaller and, where a reward does
+    not depend on the other sentences, changes nothing else.
 
     Args:
         reward: `[B, T]`; mask: `[B, T]`, 0 after a sentence's end, where no reward counts.

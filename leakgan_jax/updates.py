@@ -57,8 +57,8 @@ def rescaled(config: Config, values: Array, live: Array) -> Array:
 
 def token_rewards(config: Config, reward: Array, mask: Array) -> Array:
     """Rewards of tokens as `config.credit` and `config.advantage` have them; both `[B, T]`."""
-    if config.credit == "sentence":
-        reward = rewards.of_sentence(reward, mask)
+    if config.credit != "token":
+        reward = rewards.shared(reward, mask, axis=1 if config.credit == "sentence" else None)
     if config.advantage == "none":
         return reward
     return rewards.advantage(reward, mask, config.advantage == "standardised")

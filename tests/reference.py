@@ -238,7 +238,9 @@ def token_rewards(config, rewards, lengths):
     result = np.zeros(np.shape(rewards))
     for b, length in enumerate(lengths):
         for t in range(length):
-            result[b, t] = np.mean(rewards[b][:length]) if config.credit == "sentence" else rewards[b][t]
+            everyone = np.concatenate([row[:own] for row, own in zip(rewards, lengths, strict=True)])
+            chosen = {"token": rewards[b][t], "sentence": np.mean(rewards[b][:length]), "batch": np.mean(everyone)}
+            result[b, t] = chosen[config.credit]
     if config.advantage == "none":
         return result
     for t in range(result.shape[1]):

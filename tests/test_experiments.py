@@ -45,32 +45,50 @@ TINY = {
 }
 
 
-def curve(temperatures, nll_gen, nll_oracle):
+def line(temperatures, nll_gen, nll_oracle):
     rows = zip(temperatures, nll_gen, nll_oracle, strict=True)
     points = [dict(zip(("temperature", "nll_gen", "nll_oracle"), row)) for row in rows]
     return {"points": [{"temperature": None, "nll_oracle": 3.0}, *points]}
 
 
-def test_models_are_compared_where_the_baseline_has_the_same_nll_gen():
-    """The baseline's lowest NLL_gen is at temperature 0.9; what lies above that temperature is not on its curve."""
-    baseline = curve((0.5, 0.7, 0.9, 1.1), (8.0, 6.0, 5.0, 5.5), (4.0, 5.0, 6.0, 7.0))
-    model = curve((0.6, 0.8, 1.0, 1.2), (8.5, 7.0, 5.5, 4.9), (4.0, 4.2, 5.7, 6.5))
-    found = lab.matched(model, baseline)
-    assert [p["temperature"] for p in found] == [0.8, 1.0]  # the others are beside the curve
-    np.testing.assert_allclose([p["difference"] for p in found], [4.2 - 4.5, 5.7 - 5.5])
-    assert lab.matched(baseline, baseline)[0]["difference"] == 0
+def smooth(temperatures, better=0.0, worse=0.0):
+    """Curves like those of trained models: NLL_gen lowest at 1.05, NLL_oracle growing faster and faster."""
+    t = np.asarray(temperatures)
+    return line(temperatures, 5.1 + 0.8 * (1 / t - 0.95) ** 2 + worse, 2.5 + 4 * t**1.3 - better)
 
 
-def test_noise_on_a_curve_does_not_fold_it():
-    baseline = curve((0.5, 0.7, 0.8, 0.9), (8.0, 5.9, 6.0, 5.0), (4.0, 5.0, 5.2, 6.0))
-    model = curve((1.0,), (7.0,), (4.6,))
-    np.testing.assert_allclose(lab.matched(model, baseline)[0]["difference"], 0)
+def test_models_are_compared_at_temperatures_between_those_measured():
+    """A straight line between points of a bent curve would show a difference of up to 0.1 where there is none."""
+    baseline, shifted = smooth(lab.TEMPERATURES), smooth([t * 1.03 for t in lab.TEMPERATURES], better=0.2)
+    for level in lab.LEVELS:
+        assert lab.beyond(baseline, baseline, level) == 0
+        assert lab.beyond(shifted, baseline, level) == pytest.approx(-0.2, abs=0.01)
+
+
+def test_a_model_is_compared_where_the_baseline_is_so_much_above_its_lowest():
+    baseline, model = smooth(lab.TEMPERATURES), smooth(lab.TEMPERATURES, worse=0.15)
+    assert lab.beyond(model, baseline, 0.1) is None  # it has that NLL_gen at no temperature
+    t, own = (1 / (0.95 + np.sqrt(left / 0.8)) for left in (0.4, 0.25))
+    assert lab.beyond(model, baseline, 0.4) == pytest.approx(4 * own**1.3 - 4 * t**1.3, abs=0.01)
+
+
+def test_what_lies_above_the_temperature_of_the_lowest_is_not_compared():
+    """There NLL_gen rises again as NLL_oracle does; a model is not to be put beside its warm side."""
+    baseline = line((0.5, 0.7, 0.9, 1.1), (8.0, 6.0, 5.0, 5.5), (4.0, 5.0, 6.0, 7.0))
+    assert lab.beyond(baseline, baseline, 0.4) == 0
+    assert 5.0 < lab._oracle_where(baseline["points"], 5.4) < 6.0
+
+
+def test_a_seed_that_cannot_be_compared_is_told_and_not_tested():
+    differing = {compare.BASE: [0.0] * 4, "a": [0.1, 0.2, 0.15, None], "b": [0.1, 0.2, 0.15, 0.17]}
+    cells = compare.tests(differing)
+    assert cells["a"] == ("0.150 ± 0.050 (3 of 4 seeds)", "") and cells["b"][1].count(",") == 1
+    assert lab.spread([None, None]) == "none" and lab.spread([1.0]) == "1.000"
 
 
 def test_holm_corrects_for_all_that_is_tested():
-    adjusted = compare.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": float("nan")})
-    assert adjusted["a"] == pytest.approx(0.03) and adjusted["c"] == pytest.approx(0.06)
-    assert adjusted["b"] == pytest.approx(0.06) and np.isnan(adjusted["d"])
+    adjusted = compare.holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert adjusted == {"a": pytest.approx(0.03), "c": pytest.approx(0.06), "b": pytest.approx(0.06)}
 
 
 @pytest.fixture
@@ -78,6 +96,7 @@ def arguments(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", TINY)
     monkeypatch.setitem(lab.PRESETS["laptop"], "synthetic20", "tiny")
     monkeypatch.setitem(lab.SCALES, "laptop", (2, 16))
+    (tmp_path / "results" / "laptop").mkdir(parents=True)
     return argparse.Namespace(
         scale="laptop",
         seeds=1,
@@ -96,11 +115,13 @@ def test_what_is_missing_is_trained_and_what_is_there_is_read(arguments, monkeyp
     lines = lab.collect(cells, arguments)
     final = lab.of(lines, "SeqGAN")
     assert [line["checkpoint"] for line in final] == ["SeqGAN"]
-    assert [line["checkpoint"] for line in lab.of(lines, "SeqGAN", "MLE, best NLL_gen")] == ["MLE, best NLL_gen"]
+    assert [line["checkpoint"] for line in lab.of(lines, "SeqGAN", lab.PRETRAINED)] == [lab.PRETRAINED]
     temperatures = [p["temperature"] for p in final[0]["points"]]
     assert temperatures == [None, *(pytest.approx(t, abs=1e-4) for t in lab.TEMPERATURES)]
     assert lab.at(final[0], None)["nll_oracle"] > 0 and lab.at(final[0], 1.0)["num_samples"] == 16
     assert [p["epoch"] for p in final[0]["curve"]] == [1, 2, 3]
+    lab.train(cells[0].config("laptop"), [0], arguments.runs / "whole", arguments)  # without a shared pre-training
+    assert lab.training_curve(arguments.runs / "whole") == final[0]["curve"]
     monkeypatch.setattr(lab, "make", None)  # nothing may be trained again
     assert lab.collect(cells, arguments) == lines
     arguments.read_only, arguments.seeds = True, 2
@@ -112,7 +133,6 @@ def test_lines_of_other_settings_are_not_taken_for_these(arguments):
     path = arguments.results / "laptop" / "synthetic20.jsonl"
     cell = lab.Cell("synthetic20", "LeakGAN", {})
     settings = lab.identity(cell, arguments)
-    path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"cell": "LeakGAN", "seed": 0, "settings": settings | {"completions": 9}}) + "\n")
     arguments.read_only = True
     with pytest.raises(run.RunError, match="lacks LeakGAN"):
@@ -137,7 +157,56 @@ SCRIPTS = {
     "quality_diversity": "quality_diversity.md",
     "ablations": "ablations.md",
     "frontier": "frontier.md",
+    "tuning": "tuning.md",
 }
+
+
+def made_up(cells, args, first=0, file=""):
+    """Lines as `lab.collect` returns them, of models that were never trained."""
+    lines, rng = [], np.random.default_rng(0)
+    for cell in cells:
+        config, is_text = cell.config(args.scale), cell.task not in ("synthetic20", "synthetic40")
+        names = [config.title] if config.adversarial_iterations else [lab.PRETRAINED]
+        names += [lab.PRETRAINED] * (cell.name == "LeakGAN")
+        for seed, name in itertools.product(range(first, first + args.seeds), names):
+            points = []
+            for t in (None, *(lab.TEXT_TEMPERATURES if is_text else lab.TEMPERATURES)):
+                x = 1.0 if t is None else t
+                point = {"temperature": t, "num_samples": 1000, "distinct": 1.0, "nll_div": 3.0}
+                point |= {"nll_gen": 5.1 + 0.8 * (1 / x - 0.95) ** 2} if t else {}
+                if is_text:
+                    point |= {f"{kind}_{n}": 0.5 for kind in ("bleu", "self_bleu") for n in (2, 3, 4, 5)}
+                    point |= {"references": 10_000, "by_length": [[1, 8, 30, 0.5, 0.4, 0.3, 0.2]]}
+                else:
+                    point["nll_oracle"] = 2.5 + 4 * x + 0.05 * rng.normal()
+                points.append(point)
+            made = {"cell": cell.name, "seed": seed, "checkpoint": name, "points": points, "train": 9_000}
+            made |= {"device": "cpu", "jax": "0", "commit": "none"}
+            if name == names[0]:
+                phases = ["pretrain"] * 3 + ["adversarial"] * (2 if config.adversarial_iterations else 0)
+                scores = {"nll_gen": 5.0, "nll_oracle": 6.0, "distinct": 1.0}
+                made["curve"] = [{"epoch": i + 1, "phase": phase, **scores} for i, phase in enumerate(phases)]
+            lines.append(made)
+    return lines
+
+
+def run_script(script, monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    source = (EXPERIMENTS / f"{script}.py").read_text()
+    exec(compile(source, script, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("script, scale", [*itertools.product(SCRIPTS, lab.SCALES)])
+def test_scripts_print_and_draw(script, scale, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lab, "collect", made_up)
+    run_script(script, monkeypatch, "--scale", scale, "--results", str(tmp_path))
+    text = (tmp_path / scale / SCRIPTS[script]).read_text()
+    assert text in capsys.readouterr().out and "nan" not in text and "of 5 seeds" not in text
+    assert ("LAPTOP SCALE" in text) == (scale == "laptop") and f"{lab.SCALES[scale][0]} seeds" in text
+    for table in text.split("\n\n"):
+        assert len({row.count("|") for row in table.splitlines() if row.startswith("|")}) <= 1
+    pictures = [*(tmp_path / scale).glob("*.png")]
+    assert len(pictures) == text.count("![") and all(path.name in text for path in pictures)
 
 
 @pytest.mark.parametrize("script, scale", [*itertools.product(SCRIPTS, lab.SCALES)])
@@ -150,9 +219,5 @@ def test_committed_tables_are_those_of_the_committed_lines(script, scale, tmp_pa
         (tmp_path / scale).mkdir(exist_ok=True)
         (tmp_path / scale / path.name).write_text(path.read_text())
     seeds = max(line["seed"] for path in (tmp_path / scale).iterdir() for line in lab.read(path)) + 1
-    argv = ["--scale", scale, "--seeds", str(seeds), "--results", str(tmp_path), "--read-only"]
-    monkeypatch.setattr(sys, "argv", [script, *argv])
-    source = (EXPERIMENTS / f"{script}.py").read_text()
-    exec(compile(source, script, "exec"), {"__name__": "__main__"})
+    run_script(script, monkeypatch, "--scale", scale, "--seeds", str(seeds), "--results", str(tmp_path), "--read-only")
     assert (tmp_path / scale / committed.name).read_text() == committed.read_text()
-    assert list((tmp_path / scale).glob("*.png"))

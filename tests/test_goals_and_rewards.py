@@ -101,7 +101,7 @@ def test_an_advantage_has_no_mean_at_any_position_and_its_spread_is_one():
         assert_close(centred[rows, t] + reward[rows, t].mean(), reward[rows, t])
     standardised = np.asarray(rewards.advantage(reward, mask, standardise=True))
     assert_close(np.std(standardised[mask]), 1)
-    for array in (centred, standardised, rewards.of_sentence(reward, mask)):
+    for array in (centred, standardised, rewards.shared(reward, mask, 1), rewards.shared(reward, mask, None)):
         np.testing.assert_array_equal(np.asarray(array)[~mask], 0)
     assert np.all(np.isfinite(rewards.advantage(np.ones((3, 2)), np.ones((3, 2), bool), standardise=True)))
 

@@ -182,6 +182,7 @@ def drawn_end(tiny_end):
         {"rescaling": "off", "credit": "sentence"},
         {"rescaling": "shuffled", "advantage": "centred"},
         {"credit": "sentence", "advantage": "standardised"},
+        {"rescaling": "off", "credit": "batch"},
     ],
     ids=lambda settings: "-".join(settings.values()),
 )
