@@ -38,8 +38,8 @@ def test_factors_of_products_and_of_their_gradients_are_rounded():
 @pytest.mark.parametrize("name", precision.TRAINED)
 def test_training_is_rounded_in_every_product_and_otherwise_the_same(name, tiny_config, tiny_state, sentences):
     config = tiny_config()
-    function, state, key = getattr(training, name), tiny_state(config), jax.random.key(0)
-    arrays = (state, key) if name == "generator_steps" else (state, sentences(config, False, 20), key)
+    function = getattr(training, name)
+    arrays = tiny_state(config), sentences(config, False, 20), jax.random.key(0)
     with jax.debug_key_reuse(False):  # keys of staircase rollouts: see test_rollout
         exact = precision.rounded(function, 23)  # all the bits there are
         jax.tree.map(
