@@ -16,8 +16,8 @@ VARIANTS = {
     "no interleaved MLE": {"interleave_every": 0},
     "goals held for a block": {"goals": "held"},
     "released reading": {"reading": "released", "eval_temperature": 1.0},
-    "training temperature 1/1.5": {"train_temperature": 1 / 1.5},
-    "training temperature 1.5": {"train_temperature": 1.5},
+    "policy gradient at temperature 1/1.5": {"train_temperature": 1 / 1.5},
+    "policy gradient at temperature 1.5": {"train_temperature": 1.5},
     "1 completion": {"completions": 1},
     "16 completions": {"completions": 16},
 }

@@ -13,7 +13,7 @@ import lab
 TASK = "synthetic20"
 FIRST_SEED = 100
 MLE_STEPS = (1e-3, 3e-3, 1e-2)
-GAN_STEPS = (2e-4, 5e-4, 1e-3, 2e-3)
+GAN_STEPS = (3e-4, 1e-3, 3e-3, 1e-2)
 PRETRAINED = {"MLE": lab.MODELS["MLE"], "LeakGAN, pre-trained": {"adversarial_iterations": 0}}
 
 
