@@ -219,16 +219,7 @@ def test_committed_tables_are_those_of_the_committed_lines(script, scale, tmp_pa
     for path in committed.parent.glob("*.jsonl"):
         (tmp_path / scale).mkdir(exist_ok=True)
         (tmp_path / scale / path.name).write_text(path.read_text())
-    seeds = re.search(r"(\d+) seeds", committed.read_text())
-    run_script(
-        script,
-        monkeypatch,
-        "--scale",
-        scale,
-        "--seeds",
-        seeds[1] if seeds else "1",
-        "--results",
-        str(tmp_path),
-        "--read-only",
-    )
+    found = re.search(r"(\d+) seeds", committed.read_text())
+    argv = ["--seeds", found[1] if found else "1", "--results", str(tmp_path), "--read-only"]
+    run_script(script, monkeypatch, "--scale", scale, *argv)
     assert (tmp_path / scale / committed.name).read_text() == committed.read_text()
