@@ -141,8 +141,8 @@ def collect(cells: Sequence[Cell], args: argparse.Namespace, first: int = 0, fil
             together = [seed for n, seed in enumerate(seeds) if seed == seeds[0] + n]
             print(f"\n{cell.task}: {cell.name}, seeds {together}; {i + 1} of {len(cells)}", file=sys.stderr, flush=True)
             new = make(cell, together, settings, args)
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in new)
+            with open(path, "a", encoding="utf-8") as lines_file:
+                lines_file.writelines(json.dumps(line) + "\n" for line in new)
             known += new
             seeds = seeds[len(together) :]
         wanted += [line for line in known if line["seed"] in all_seeds]

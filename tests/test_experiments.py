@@ -130,6 +130,18 @@ def test_what_is_missing_is_trained_and_what_is_there_is_read(arguments, monkeyp
         lab.collect(cells, arguments)
 
 
+def test_cells_of_one_file_are_appended_to_it(arguments, monkeypatch):
+    monkeypatch.setattr(
+        lab,
+        "make",
+        lambda cell, seeds, settings, args: [{"cell": cell.name, "seed": s, "settings": settings} for s in seeds],
+    )
+    cells = [lab.Cell("synthetic20", name, {"completions": n}) for n, name in enumerate("abc", 1)]
+    lines = lab.collect(cells, arguments, first=100, file="tuning")
+    assert [(line["cell"], line["seed"]) for line in lines] == [("a", 100), ("b", 100), ("c", 100)]
+    assert lab.read(arguments.results / "laptop" / "tuning.jsonl") == lines
+
+
 def test_lines_of_other_settings_are_not_taken_for_these(arguments):
     path = arguments.results / "laptop" / "synthetic20.jsonl"
     cell = lab.Cell("synthetic20", "LeakGAN", {})
