@@ -14,7 +14,10 @@ TASK = "synthetic20"
 FIRST_SEED = 100
 MLE_STEPS = (1e-3, 3e-3, 1e-2)
 GAN_STEPS = (3e-4, 1e-3, 3e-3, 1e-2)
-PRETRAINED = {"MLE": lab.MODELS["MLE"], "LeakGAN, pre-trained": {"adversarial_iterations": 0}}
+PRETRAINED = {
+    "MLE": {**lab.MODELS["MLE"], "pretrain_rounds": 12},
+    "LeakGAN, pre-trained": {"adversarial_iterations": 0, "pretrain_rounds": 12},
+}
 
 
 def body(args) -> None:

@@ -327,10 +327,10 @@ _LAPTOP: dict[str, Any] = {
     "discriminator_embedding": 32,
     "discriminator_l2": 1e-3,
     "goal_dim": 4,
-    "generator_lr": 3e-3,
+    "generator_lr": 1e-2,
     "adversarial_lr": 5e-4,
     "discriminator_lr": 1e-3,
-    "pretrain_rounds": 8,
+    "pretrain_rounds": 6,
     "pretrain_draws": 4,
     "mle_epochs": 1,
     "draw_size": 128,
@@ -467,7 +467,7 @@ _MODELS: dict[str, dict[str, Any]] = {
 _QUICKSTART_MLE = {"pretrain_rounds": 7, "mle_epochs": 1}  # NLL_gen is lowest after seven
 _SMALL_GAN = {"completions": 4, "pretrain_draws": 4, "adversarial_lr": 1e-3, "discriminator_lr": 1e-3}
 _QUICKSTART_GAN = {**_QUICKSTART_MLE, **_SMALL_GAN, "adversarial_iterations": 25}
-_LAPTOP_MLE = {"pretrain_rounds": 8, "mle_epochs": 1}
+_LAPTOP_MLE = {"pretrain_rounds": 12, "mle_epochs": 1}
 _LAPTOP_GAN = {**_LAPTOP_MLE, **_SMALL_GAN, "adversarial_iterations": 24}
 _PRESET_MODELS: dict[tuple[str, str], dict[str, Any]] = {
     ("quickstart", "mle"): _QUICKSTART_MLE,
