@@ -16,8 +16,8 @@ TRIES = {
     "goal horizon 2": {"goal_horizon": 2},
     "10 epochs a draw for the discriminator": {"discriminator_epochs": 10},
     "discriminator's dropout 0.5": {"dropout_keep": 0.5},
-    "adversarial step size 1e-4": {"adversarial_lr": 1e-4},
-    "centred, adversarial step size 1e-4": {"advantage": "centred", "adversarial_lr": 1e-4},
+    "adversarial step size 3e-4": {"adversarial_lr": 3e-4},
+    "centred, adversarial step size 3e-4": {"advantage": "centred", "adversarial_lr": 3e-4},
     "centred, MLE every 3 iterations": {"advantage": "centred", "interleave_every": 3},
 }
 AGAIN: tuple[str, ...] = ()

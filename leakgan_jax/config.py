@@ -328,7 +328,7 @@ _LAPTOP: dict[str, Any] = {
     "discriminator_l2": 1e-3,
     "goal_dim": 4,
     "generator_lr": 1e-2,
-    "adversarial_lr": 5e-4,
+    "adversarial_lr": 1e-3,
     "discriminator_lr": 1e-3,
     "pretrain_rounds": 6,
     "pretrain_draws": 4,
