@@ -11,6 +11,7 @@ from leakgan_jax.report import pyplot, save
 
 TASK = "synthetic20"
 BASE = "LeakGAN"
+BEFORE = "no adversarial training"  # the base's own pre-training, where NLL_gen was lowest
 FRONTIER = f"at equal NLL_gen (+{lab.TESTED:g})"
 MEANING = (
     f"A difference is to {BASE} of the same seed, so of the same data and, where the variant does not change it, the "
@@ -27,17 +28,24 @@ def run(title: str, stem: str, variants: dict[str, dict[str, Any]], args: argpar
     mle = lab.Cell(TASK, "MLE", lab.MODELS["MLE"])
     cells = [lab.Cell(TASK, BASE, {}), *(lab.Cell(TASK, name, settings) for name, settings in variants.items())]
     lines = lab.collect([mle, *cells], args)
-    measured = {cell.name: measure(lab.of(lines, cell.name), lab.of(lines, "MLE")) for cell in cells}
+    measured = measure_all(lines, cells)
     text = f"# {title}, synthetic task\n\n{table(measured)}\n{lab.facts(lines, args.scale)} {MEANING}\n"
     if again:
         chosen = [mle, cells[0], *(cell for cell in cells if cell.name in again)]
         lines = lab.collect(chosen, args, first=args.seeds, file=f"{TASK}-again")
-        fresh = {cell.name: measure(lab.of(lines, cell.name), lab.of(lines, "MLE")) for cell in chosen[1:]}
+        fresh = measure_all(lines, chosen[1:])
         text += f"\n## Once more, on seeds that nothing chose\n\n{table(fresh)}\n{lab.facts(lines, args.scale)}\n"
     text += "\n" + "\n".join(f"- {name}: `{settings}`" for name, settings in variants.items())
     folder = args.results / args.scale
     draw(folder / f"{stem}.png", measured, f"{title}, {args.scale} scale")
     lab.publish(f"{text}\n\n![{title}]({stem}.png)", folder / f"{stem}.md")
+
+
+def measure_all(lines: list[lab.Line], cells: list[lab.Cell]) -> dict[str, Measured]:
+    """Of every cell, the base first, and of the base before its adversarial training."""
+    mle, before = lab.of(lines, "MLE"), lab.of(lines, BASE, lab.PRETRAINED)
+    measured = {BASE: measure(lab.of(lines, BASE), mle), BEFORE: measure(before, mle)}
+    return measured | {cell.name: measure(lab.of(lines, cell.name), mle) for cell in cells if cell.name != BASE}
 
 
 def measure(lines: list[lab.Line], baseline: list[lab.Line]) -> Measured:

@@ -18,6 +18,7 @@ TRIES = {
     "discriminator's dropout 0.5": {"dropout_keep": 0.5},
     "adversarial step size 3e-4": {"adversarial_lr": 3e-4},
     "centred, adversarial step size 3e-4": {"advantage": "centred", "adversarial_lr": 3e-4},
+    "MLE every 3 iterations": {"interleave_every": 3},
     "centred, MLE every 3 iterations": {"advantage": "centred", "interleave_every": 3},
 }
 AGAIN: tuple[str, ...] = ()
