@@ -27,12 +27,12 @@ def run(title: str, stem: str, variants: dict[str, dict[str, Any]], args: argpar
     """Collects, prints and draws; the variants named in `again` are repeated on as many seeds that nothing chose."""
     mle = lab.Cell(TASK, "MLE", lab.MODELS["MLE"])
     cells = [lab.Cell(TASK, BASE, {}), *(lab.Cell(TASK, name, settings) for name, settings in variants.items())]
-    lines = lab.collect([mle, *cells], args)
+    lines = lab.collect([mle, cells[0]], args) + lab.collect(cells[1:], args, file=stem)
     measured = measure_all(lines, cells)
     text = f"# {title}, synthetic task\n\n{table(measured)}\n{lab.facts(lines, args.scale)} {MEANING}\n"
     if again:
         chosen = [mle, cells[0], *(cell for cell in cells if cell.name in again)]
-        lines = lab.collect(chosen, args, first=args.seeds, file=f"{TASK}-again")
+        lines = lab.collect(chosen, args, first=args.seeds, file=f"{stem}-again")
         fresh = measure_all(lines, chosen[1:])
         text += f"\n## Once more, on seeds that nothing chose\n\n{table(fresh)}\n{lab.facts(lines, args.scale)}\n"
     text += "\n" + "\n".join(f"- {name}: `{settings}`" for name, settings in variants.items())
