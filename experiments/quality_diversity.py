@@ -29,12 +29,13 @@ MEANING = (
 
 def body(args) -> None:
     text = "# Quality against diversity\n"
-    figure, axes = pyplot().subplots(1, len(PUBLISHED), figsize=(11, 4.6), layout="constrained")
-    for ax, task in zip(axes, PUBLISHED, strict=True):
+    figure, axes = pyplot().subplots(2, len(PUBLISHED), figsize=(11, 8), layout="constrained", sharey="row")
+    for (plane, difference), task in zip(axes.T, PUBLISHED, strict=True):
         lines = lab.collect(lab.models(task), args)
         rows = {name: chosen(lines, name) for name in COLOURS}
         text += f"\n## Sentences of {task[-2:]} tokens\n\n{table(rows)}\n{lab.facts(lines, args.scale)}\n"
-        draw(ax, rows, f"{task[-2:]} tokens, {args.scale} scale")
+        draw(plane, rows, f"{task[-2:]} tokens, {args.scale} scale")
+        draw_differences(difference, rows)
     folder = args.results / args.scale
     save(figure, folder / "quality_diversity.png")
     lab.publish(
@@ -80,6 +81,26 @@ def draw(ax, rows: dict[str, list[lab.Line]], title: str) -> None:
     ax.set_title(f"{title}: a curve is a seed over temperatures", fontsize=9)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=7)
+
+
+def draw_differences(ax, rows: dict[str, list[lab.Line]]) -> None:
+    """To the MLE model, as in the table, level by level as far as every seed can be compared."""
+    for name, lines in rows.items():
+        pairs, levels, means, spreads = list(zip(lines, rows["MLE"], strict=True)), [], [], []
+        for level in np.linspace(0.05, max(lab.LEVELS), 31):
+            found = [lab.beyond(line, baseline, level) for line, baseline in pairs]
+            if None not in found:
+                levels.append(level)
+                means.append(np.mean(found))
+                spreads.append(np.std(found, ddof=1) if len(found) > 1 else 0.0)
+        means, spreads = np.array(means), np.array(spreads)
+        ax.plot(levels, means, color=COLOURS[name], label=name)
+        ax.fill_between(levels, means - spreads, means + spreads, color=COLOURS[name], alpha=0.12, lw=0)
+    ax.axvline(lab.TESTED, color="0.3", ls="--", lw=0.6)
+    ax.set_xlabel("NLL_gen above the lowest of the MLE model")
+    ax.set_ylabel("NLL_oracle less that of the MLE model")
+    ax.set_title("at equal NLL_gen: below 0 no temperature of MLE gets; bands: one deviation", fontsize=9)
+    ax.grid(alpha=0.25)
 
 
 if __name__ == "__main__":
