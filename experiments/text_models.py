@@ -35,10 +35,11 @@ def table(number: int, task: str, name: str, args) -> None:
         cells = [cell for own in scores for cell in (own.split() + [""] * len(ORDERS))[: len(ORDERS)]]
         text += f"| {model} | {source} | {' | '.join(cells)} |\n"
     (references,), (train,) = {p["references"] for p in real}, {line["train"] for line in lines}
-    length = lab.models(task, MODELS)[0].config(args.scale).length
+    config = lab.models(task, MODELS)[0].config(args.scale)
+    few = f"; words seen fewer than {config.min_count} times are <unk>, which no reference has" * (config.min_count > 1)
     text += (
-        f"\n{lab.facts(lines, args.scale)} Trained on {train:,} sentences, those with fewer than {length} words; "
-        f"{references:,} references of any length, rule method1; NLL_gen of those that are no longer. {RULE} "
+        f"\n{lab.facts(lines, args.scale)} Trained on {train:,} sentences, those with fewer than {config.length} words"
+        f"{few}; {references:,} references of any length, rule method1; NLL_gen of those that are no longer. {RULE} "
         f"{COMPARABLE[name]}"
     )
     folder = args.results / args.scale
@@ -54,6 +55,8 @@ def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
             points = sorted((p for p in line["points"] if p["temperature"]), key=lambda p: p["temperature"])
             xy = [(p["self_bleu_4"], p["bleu_4"]) for p in points]
             axes.plot(*zip(*xy), "o-", ms=2.5, lw=0.8, color=colour, alpha=0.7, label=model if i == 0 else None)
+    real = [lab.at(line, None) for line in rows["MLE"]]
+    axes.plot([p["self_bleu_4"] for p in real], [p["bleu_4"] for p in real], "k*", ms=5, label="real")
     axes.set_xlabel("self-BLEU-4, lower is more varied")
     axes.set_ylabel("BLEU-4, higher is closer to real text")
     axes.set_title(f"{title}: a curve is a seed, from temperature 1.1 (left) to 0.6", fontsize=9)
