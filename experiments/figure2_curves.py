@@ -1,10 +1,10 @@
 """Figure 2: NLL_oracle of every model while it trains, beside the published curves.
 
-    python experiments/figure2_curves.py [--published paper_fig2_digitised.csv]
+    python experiments/figure2_curves.py [--published FILE]
 
-Trains what Table 1 is missing. The published curves are read from a file of columns length, model, epoch, nll_oracle;
-without one, Table 1's published numbers are drawn as levels. At laptop scale the oracle is another one, so the two
-halves of the picture have axes of their own.
+Trains what Table 1 is missing. The published curves are read from a file of columns length, model, epoch, nll_oracle,
+as digitised from the paper's Figure 2 (not ours to distribute); without it, the paper's Table 1 is drawn as levels. At
+laptop scale the oracle is another one, so the two halves of the picture have axes of their own.
 """
 
 import csv
@@ -17,8 +17,6 @@ from table1_synthetic import PUBLISHED
 from leakgan_jax import run
 from leakgan_jax.report import pyplot, save
 
-COLOURS = dict(zip(lab.MODELS, ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00"), strict=True))
-
 
 def body(args) -> None:
     published = read_published(args.published) if args.published else {}
@@ -29,23 +27,26 @@ def body(args) -> None:
     )
     text += "|--:|---|--:|--:|--:|\n"
     every_line = []
+    samples = lab.models("synthetic20", args.scale)[0].config(args.scale).eval_samples  # of evaluations in training
     for row, task in zip(axes, PUBLISHED, strict=True):
-        lines, length = lab.collect(lab.models(task), args), int(task[-2:])
+        lines, length = lab.collect(lab.models(task, args.scale), args), int(task[-2:])
         every_line += lines
         for name in lab.MODELS:
             epochs, values, pretraining = curves(lab.of(lines, name))
             mean = values.mean(axis=0)
-            row[0].plot(epochs, mean, color=COLOURS[name], label=name)
+            row[0].plot(epochs, mean, color=lab.COLOURS[name], label=name)
             if len(values) > 1:
                 deviation = values.std(axis=0, ddof=1)
-                row[0].fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[name], alpha=0.15, lw=0)
+                row[0].fill_between(
+                    epochs, mean - deviation, mean + deviation, color=lab.COLOURS[name], alpha=0.15, lw=0
+                )
             adversarial = pretraining < epochs[-1]
             if adversarial:
-                row[0].axvline(pretraining, color=COLOURS[name], lw=0.6, ls="--")
+                row[0].axvline(pretraining, color=lab.COLOURS[name], lw=0.6, ls="--")
             after = lab.spread(values[:, epochs.index(pretraining)])
             cells = [length, name, pretraining, after, lab.spread(values[:, -1]) if adversarial else ""]
             text += f"| {' | '.join(map(str, cells))} |\n"
-            draw_published(row[1], published.get((length, name)), PUBLISHED[task].get(name), COLOURS[name], name)
+            draw_published(row[1], published.get((length, name)), PUBLISHED[task].get(name), lab.COLOURS[name], name)
         real = np.mean([lab.at(line, None)["nll_oracle"] for line in lab.of(lines, "LeakGAN")])
         row[0].axhline(real, color="0.3", ls=":", lw=1, label="real")
         row[1].axhline(PUBLISHED[task]["real"], color="0.3", ls=":", lw=1, label="real")
@@ -54,14 +55,15 @@ def body(args) -> None:
             ax.set_xlabel("MLE epochs, then adversarial iterations")
             ax.set_ylabel("NLL_oracle, nats per token")
             ax.grid(alpha=0.25)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    axes[0][1].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8
+    )
     folder = args.results / args.scale
     save(figure, folder / "figure2.png")
     text += (
-        f"\n{lab.facts(every_line, args.scale)} Ours at temperature 1; the published curve of LeakGAN at 1/1.5, as far "
-        "as its code tells, the others at 1. Bands: one standard deviation; dashed: where adversarial training begins."
-        "\n\n![Figure 2](figure2.png)"
+        f"\n{lab.facts(every_line, args.scale, samples)} Ours at temperature 1; the published curve of LeakGAN at "
+        "1/1.5, as far as its code tells, the others at 1. Bands: one standard deviation; dashed: adversarial training "
+        "begins.\n\n![Figure 2](figure2.png)"
     )
     lab.publish(text, folder / "figure2.md")
 
@@ -82,6 +84,8 @@ def read_published(path: Path) -> dict[tuple[int, str], np.ndarray]:
             for row in csv.DictReader(file):
                 where = int(row["length"]), row["model"]
                 found.setdefault(where, []).append((float(row["epoch"]), float(row["nll_oracle"])))
+        if not found or not all(np.isfinite(points).all() for points in found.values()):
+            raise ValueError
     except (KeyError, ValueError, TypeError):
         raise run.RunError(f"{path}: not a table of length, model, epoch, nll_oracle; give one") from None
     return {where: np.array(points) for where, points in found.items()}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -51,12 +52,21 @@ PRESETS = {
     "laptop": {name: f"laptop-{name}" for name in ("synthetic20", "synthetic40", "coco", "news", "poems")},
     "paper": {name: name for name in ("synthetic20", "synthetic40", "coco", "news", "poems")},
 }
+SAME_SIZE = "MLE, LeakGAN's size"  # what models are compared with at equal NLL_gen
 MODELS = {
     "MLE": {"model": "mle"},
+    SAME_SIZE: {"model": "mle"},
     "SeqGAN": {"model": "seqgan"},
     "SeqGAN-rescale": {"model": "seqgan", "rescaling": "rank"},
     "RankGAN": {"model": "rankgan"},
     "LeakGAN": {},
+}
+COLOURS = dict(zip(MODELS, ("#56b4e9", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00"), strict=True))
+# The width of LSTM and embedding with which SAME_SIZE has as many parameters as LeakGAN's generator, or a few less. The
+# words of a text are known once it is read: these are of as many as the laptop's have, and of 5,000.
+WIDTHS = {
+    "laptop": {"synthetic20": 73, "synthetic40": 73, "coco": 77, "news": 77, "poems": 78},
+    "paper": {"synthetic20": 257, "synthetic40": 262, "coco": 767, "news": 772, "poems": 257},
 }
 
 Line = dict[str, Any]
@@ -72,18 +82,32 @@ class Cell(NamedTuple):
     def config(self, scale: str) -> Config:
         return preset(PRESETS[scale][self.task], **self.settings)
 
+    def checkpoints(self, scale: str) -> list[str]:
+        """That a line is made of: the final state, of a model of the paper also what pre-training chose.
 
-def models(task: str, names: Iterable[str] = MODELS) -> list[Cell]:
-    """The models of the paper on one task."""
-    return [Cell(task, name, MODELS[name]) for name in names]
+        Without adversarial training that is the one.
+        """
+        config = self.config(scale)
+        if not config.adversarial_iterations:
+            return [PRETRAINED]
+        return [config.title, PRETRAINED] if self.name in MODELS else [config.title]
+
+
+def models(task: str, scale: str, names: Iterable[str] = MODELS) -> list[Cell]:
+    """The models of the paper on one task, and the MLE model of LeakGAN's size."""
+    width = {name: WIDTHS[scale][task] for name in ("worker_hidden", "worker_embedding")}
+    return [Cell(task, name, {**MODELS[name], **(width if name == SAME_SIZE else {})}) for name in names]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def parser(script: str, description: str) -> argparse.ArgumentParser:
     """Of a script; `--scale`, `--seeds` and where to read and write."""
     formatter = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(
-        prog=f"python experiments/{script}", description=description, formatter_class=formatter
-    )
+    made = _Parser(prog=f"python experiments/{script}", description=description, formatter_class=formatter)
     made.add_argument(
         "--scale",
         choices=SCALES,
@@ -133,8 +157,16 @@ def collect(cells: Sequence[Cell], args: argparse.Namespace, first: int = 0, fil
     for i, cell in enumerate(cells):
         path = args.results / args.scale / f"{file or cell.task}.jsonl"
         settings = identity(cell, args)
-        known = [line for line in read(path) if line["cell"] == cell.name and line["settings"] == settings]
-        seeds = [seed for seed in all_seeds if not any(line["seed"] == seed for line in known)]
+        known = [line for line in saved(path) if line["cell"] == cell.name and line["settings"] == settings]
+        found = {seed: [line["checkpoint"] for line in known if line["seed"] == seed] for seed in all_seeds}
+        expected = cell.checkpoints(args.scale)
+        for seed, names in found.items():
+            if names and sorted(names) != sorted(expected):
+                raise run.RunError(
+                    f"{path} is damaged: of {cell.name}, seed {seed}, it has lines of {names}, not of {expected}; "
+                    "restore it, or delete them to make them again"
+                )
+        seeds = [seed for seed, names in found.items() if not names]
         if seeds and args.read_only:
             raise run.RunError(f"{path} lacks {cell.name} of seeds {seeds}; leave out --read-only to train them")
         while seeds:  # side by side as far as they follow one another
@@ -159,6 +191,23 @@ def read(path: Path) -> list[Line]:
         raise run.RunError(f"{path} is damaged: every line must be JSON; restore it") from None
 
 
+def saved(path: Path) -> list[Line]:
+    """The lines of models in a file of results."""
+    lines = read(path)
+    for number, line in enumerate(lines, 1):
+        try:
+            whole = {"cell", "seed", "checkpoint", "settings"} <= line.keys()
+            for point in line["points"]:
+                scores = ["num_samples", "nll_oracle" if "nll_oracle" in point else "bleu_4"]
+                scores += ["nll_gen", "distinct"] if point["temperature"] else []
+                whole = whole and all(math.isfinite(point[name]) for name in scores)
+            if not whole:
+                raise ValueError
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise run.RunError(f"{path}, line {number}, is damaged: not a model's scores; restore it") from None
+    return lines
+
+
 def identity(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """What a line must have been made with: every setting in which the cell differs from `synthetic20`."""
     base, own = preset("synthetic20").to_json(), cell.config(args.scale).to_json()
@@ -173,8 +222,7 @@ def published_oracle(cell: Cell, args: argparse.Namespace) -> bool:
 def make(cell: Cell, seeds: Sequence[int], settings: dict[str, Any], args: argparse.Namespace) -> list[Line]:
     """Trains (or goes on with) and scores: for each seed a line of the final state.
 
-    Of a cell without adversarial training it is of the epoch with the lowest NLL_gen, and one that is just a model of
-    the paper has a line of that as well.
+    Of a cell without adversarial training it is of the epoch with the lowest NLL_gen; see `Cell.checkpoints`.
     """
     config = cell.config(args.scale)
     if published_oracle(cell, args):
@@ -196,10 +244,7 @@ def make(cell: Cell, seeds: Sequence[int], settings: dict[str, Any], args: argpa
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    wanted = [config.title] if config.adversarial_iterations else [PRETRAINED]
-    if cell.name in MODELS and PRETRAINED not in wanted:
-        wanted.append(PRETRAINED)
-    lines = []
+    wanted, lines = cell.checkpoints(args.scale), []
     for seed, place in zip(seeds, run.directories(out, seeds), strict=True):
         config, task = run.open_task(place)
         found = run.load_models(place, config, lambda line: print(line, file=sys.stderr))
@@ -342,6 +387,11 @@ def at(line: Line, temperature: float | None) -> Line:
     return same[0]
 
 
+def sweep_of(line: Line) -> list[Line]:
+    """The points of a line by temperature, without that of real sentences."""
+    return sorted((point for point in line["points"] if point["temperature"]), key=lambda point: point["temperature"])
+
+
 def _close(a: float | None, b: float | None) -> bool:
     return a is not None and b is not None and abs(a - b) < 1e-4
 
@@ -363,30 +413,37 @@ def beyond(model: Line, baseline: Line, level: float) -> float | None:
     That NLL_gen is the baseline's lowest plus `level`, so the same for every model that is compared with it. None where
     the model has it at no temperature.
     """
-    wanted = min(point["nll_gen"] for point in baseline["points"] if point["temperature"]) + level
-    own, others = (_oracle_where(line["points"], wanted) for line in (model, baseline))
+    wanted = min(point["nll_gen"] for point in sweep_of(baseline)) + level
+    own, others = (_oracle_where(line, wanted) for line in (model, baseline))
     return None if own is None or others is None else own - others
 
 
-def _oracle_where(points: Sequence[Line], nll_gen: float) -> float | None:
+def _oracle_where(line: Line, nll_gen: float) -> float | None:
     """NLL_oracle at the temperature, below that of the lowest NLL_gen, at which NLL_gen is as wanted."""
-    points = sorted((p for p in points if p["temperature"]), key=lambda p: p["temperature"])
     names = ("temperature", "nll_gen", "nll_oracle")
-    temperatures, gen, oracle_ = (np.array([point[name] for point in points]) for name in names)
+    temperatures, gen, oracle_ = (np.array([point[name] for point in sweep_of(line)]) for name in names)
     lowest = temperatures[np.argmin(gen)]
     # Between measured temperatures both are smooth; a straight line from point to point would flatter one of the two.
     found = [t for t in PchipInterpolator(temperatures, gen).solve(nll_gen, extrapolate=False) if t <= lowest]
     return float(PchipInterpolator(temperatures, oracle_)(max(found))) if found else None
 
 
-def facts(lines: Sequence[Line], scale: str) -> str:
-    """Seeds, counts, devices and commits behind a table, in a sentence."""
+def draw_curves(ax: Any, lines: Sequence[Line], x: str, y: str, colour: str, label: str) -> None:
+    """Two scores of a model over temperatures: the mean over seeds, and faintly each seed."""
+    curves = [[(point[x], point[y]) for point in sweep_of(line)] for line in lines]
+    for curve in curves:
+        ax.plot(*zip(*curve, strict=True), lw=0.6, alpha=0.35, color=colour)
+    ax.plot(*np.mean(curves, axis=0).T, "o-", ms=2.5, lw=1.6, color=colour, label=label)
+
+
+def facts(lines: Sequence[Line], scale: str, samples: int | None = None) -> str:
+    """Seeds, counts, devices and commits behind a table, in a sentence; `samples` a row, if not those of the points."""
     seeds = sorted({line["seed"] for line in lines})
-    counts = sorted({p["num_samples"] for line in lines for p in line["points"]})
+    count = samples or max(p["num_samples"] for line in lines for p in line["points"])
     places = sorted({f"{line['device']}, JAX {line['jax']}, commit {line['commit']}" for line in lines})
     label = "LAPTOP SCALE: a smaller oracle, model and schedule than the paper's. " if scale == "laptop" else ""
     number = f"{len(seeds)} seeds ({seeds[0]}-{seeds[-1]})" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{label}{number}, mean ± standard deviation; {counts[-1]:,} samples a row. {'; '.join(places)}."
+    return f"{label}{number}, mean ± standard deviation; {count:,} samples a row. {'; '.join(places)}."
 
 
 def publish(text: str, path: Path) -> None:

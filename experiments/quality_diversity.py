@@ -3,8 +3,8 @@
     python experiments/quality_diversity.py
 
 On the synthetic task NLL_oracle (quality) against NLL_gen of test sentences (diversity: it rises as a model leaves out
-what real text has). The question of Caccia et al. (ICLR 2020): is any model below the MLE curve? Trains what Table 1 is
-missing, prints Markdown and writes it with a picture to `results/SCALE/`.
+what real text has). The question of Caccia et al. (ICLR 2020): is any model below the curve of an MLE model, here
+one of LeakGAN's size? Trains what Table 1 is missing, prints Markdown and writes it with a picture to `results/SCALE/`.
 """
 
 import lab
@@ -14,10 +14,8 @@ from table1_synthetic import PRETRAINED, PUBLISHED, chosen
 
 from leakgan_jax.report import pyplot, save
 
-COLOURS = dict(
-    zip((*lab.MODELS, PRETRAINED), ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "0.45"), strict=True)
-)
-BASELINES = ("MLE", PRETRAINED)
+COLOURS = lab.COLOURS | {PRETRAINED: "0.45"}
+BASELINES = (lab.SAME_SIZE, "MLE", PRETRAINED)
 MEANING = (
     "Each row compares a model with a baseline of the same seed where both, at temperatures of their own, have the "
     "same NLL_gen: so much above the baseline's lowest, at temperatures below that of the lowest. The difference is in "
@@ -31,7 +29,7 @@ def body(args) -> None:
     text = "# Quality against diversity\n"
     figure, axes = pyplot().subplots(2, len(PUBLISHED), figsize=(11, 8), layout="constrained", sharey="row")
     for (plane, difference), task in zip(axes.T, PUBLISHED, strict=True):
-        lines = lab.collect(lab.models(task), args)
+        lines = lab.collect(lab.models(task, args.scale), args)
         rows = {name: chosen(lines, name) for name in COLOURS}
         text += f"\n## Sentences of {task[-2:]} tokens\n\n{table(rows)}\n{lab.facts(lines, args.scale)}\n"
         draw(plane, rows, f"{task[-2:]} tokens, {args.scale} scale")
@@ -44,7 +42,7 @@ def body(args) -> None:
 
 
 def table(rows: dict[str, list[lab.Line]]) -> str:
-    """Every model against both baselines at equal NLL_gen."""
+    """Every model against each baseline at equal NLL_gen."""
     columns = ["model", "against", *(f"+{level:g}" for level in lab.LEVELS), f"95% interval, +{lab.TESTED:g}", "p"]
     text = f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}\n"
     for name, lines in rows.items():
@@ -69,24 +67,20 @@ def interval(values: list[float | None]) -> tuple[str, str]:
 
 def draw(ax, rows: dict[str, list[lab.Line]], title: str) -> None:
     for name, lines in rows.items():
-        for i, line in enumerate(lines):
-            points = sorted((p for p in line["points"] if p["temperature"]), key=lambda p: p["temperature"])
-            xy = [(p["nll_gen"], p["nll_oracle"]) for p in points]
-            label = name if i == 0 else None
-            ax.plot(*zip(*xy), "o-", ms=2, lw=0.8, alpha=0.7, color=COLOURS[name], label=label)
+        lab.draw_curves(ax, lines, "nll_gen", "nll_oracle", COLOURS[name], name)
     real = np.mean([lab.at(line, None)["nll_oracle"] for line in rows["LeakGAN"]])
     ax.axhline(real, color="0.3", ls=":", lw=1, label="real")
     ax.set_xlabel("NLL_gen of test sentences, lower is more diverse")
     ax.set_ylabel("NLL_oracle, lower is closer to the oracle")
-    ax.set_title(f"{title}: a curve is a seed over temperatures", fontsize=9)
+    ax.set_title(f"{title}: over temperatures, mean and each seed", fontsize=9)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=7)
 
 
 def draw_differences(ax, rows: dict[str, list[lab.Line]]) -> None:
-    """To the MLE model, as in the table, level by level as far as every seed can be compared."""
+    """To the MLE model of LeakGAN's size, as in the table, level by level as far as every seed can be compared."""
     for name, lines in rows.items():
-        pairs, levels, means, spreads = list(zip(lines, rows["MLE"], strict=True)), [], [], []
+        pairs, levels, means, spreads = list(zip(lines, rows[lab.SAME_SIZE], strict=True)), [], [], []
         for level in np.linspace(0.05, max(lab.LEVELS), 31):
             found = [lab.beyond(line, baseline, level) for line, baseline in pairs]
             if None not in found:
@@ -97,8 +91,8 @@ def draw_differences(ax, rows: dict[str, list[lab.Line]]) -> None:
         ax.plot(levels, means, color=COLOURS[name], label=name)
         ax.fill_between(levels, means - spreads, means + spreads, color=COLOURS[name], alpha=0.12, lw=0)
     ax.axvline(lab.TESTED, color="0.3", ls="--", lw=0.6)
-    ax.set_xlabel("NLL_gen above the lowest of the MLE model")
-    ax.set_ylabel("NLL_oracle less that of the MLE model")
+    ax.set_xlabel(f"NLL_gen above the lowest of {lab.SAME_SIZE}")
+    ax.set_ylabel(f"NLL_oracle less that of {lab.SAME_SIZE}")
     ax.set_title("at equal NLL_gen: below 0 no temperature of MLE gets; bands: one deviation", fontsize=9)
     ax.grid(alpha=0.25)
 

@@ -91,7 +91,8 @@ def draw(path: Path, lines: list[lab.Line], released: dict[int, float]) -> None:
     axes.plot(*zip(*sorted(released.items())), color="0.4", lw=1, label="released log, temperature 0.667")
     for colour, line in zip(("#d55e00", "#0072b2", "#009e73", "#cc79a7"), lines):
         points = [(point["epoch"], point["nll_oracle"]) for point in line["curve"]]
-        label = f"{line['model']}, {line['reading']} reading, temperature {line['temperature']:.3g}"
+        reading = f", {line['reading']} reading" if line["model"] == "LeakGAN" else ""
+        label = f"{line['model']}{reading}, temperature {line['temperature']:.3g}"
         axes.plot(*zip(*points), "o-", ms=3, color=colour, label=label)
     axes.set_xlabel("MLE epochs, then adversarial iterations")
     axes.set_ylabel("NLL_oracle, nats per token")

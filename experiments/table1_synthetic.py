@@ -18,20 +18,20 @@ PUBLISHED = {  # Guo et al. 2018, Table 1
 }
 PRETRAINED = "LeakGAN, pre-trained"  # its generator before adversarial training
 RULE = (
-    "MLE and LeakGAN, pre-trained: the scored epoch with the lowest NLL_gen on held-out sentences; every other row: "
-    "the final state, none is chosen. All numbers are of sentences, real ones included, that neither trained a model "
-    "nor chose an epoch. The published temperature of LeakGAN is 1/1.5 (the released code multiplies logits by 1.5), "
-    "that of the other published rows 1. p: paired t-test over seeds that a model's NLL_oracle equals LeakGAN's, not "
-    "corrected for the number of rows."
+    "MLE, of either size, and LeakGAN, pre-trained: the scored epoch with the lowest NLL_gen on held-out sentences; "
+    "every other row: the final state, none is chosen. All numbers are of sentences, real ones included, that neither "
+    "trained a model nor chose an epoch. The published temperature of LeakGAN is 1/1.5 (the released code multiplies "
+    "logits by 1.5), that of the other published rows 1. p: paired t-test over seeds that a model's NLL_oracle equals "
+    "LeakGAN's, not corrected for the number of rows."
 )
 
 
 def body(args) -> None:
     text, panels = "# Table 1: synthetic task\n", {}
     for task, published in PUBLISHED.items():
-        lines = lab.collect(lab.models(task), args)
+        lines = lab.collect(lab.models(task, args.scale), args)
         panels[task] = {name: chosen(lines, name) for name in (*lab.MODELS, PRETRAINED)}
-        same_oracle = lab.published_oracle(lab.models(task)[0], args)
+        same_oracle = lab.published_oracle(lab.models(task, args.scale)[0], args)
         text += f"\n## Sentences of {task[-2:]} tokens\n\n" + table(panels[task], published, same_oracle)
         text += f"\n{lab.facts(lines, args.scale)}\n"
     folder = args.results / args.scale

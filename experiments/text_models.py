@@ -1,22 +1,26 @@
 """Tables 2 to 4 alike: every model on a text, BLEU against the published rows. Run by table2_news.py and the others."""
 
 import lab
+import numpy as np
 from text_tables import COMPARABLE, ORDERS, PUBLISHED
 
 from leakgan_jax.report import pyplot, save
 
-MODELS = ("MLE", "SeqGAN", "RankGAN", "LeakGAN")
+MODELS = ("MLE", lab.SAME_SIZE, "SeqGAN", "RankGAN", "LeakGAN")
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of self-BLEU-4, at which BLEU-4 is compared
 RULE = (
-    "MLE: the scored epoch with the lowest NLL_gen on held-out sentences; other models: the final state, none is "
-    "chosen; real: sentences that were trained on. BLEU and NLL_gen are of the test split (of poems, which have none, "
-    "the held-out split, which also chose the MLE epoch). Read BLEU beside self-BLEU and NLL_gen: a model that repeats "
-    "itself has a high BLEU."
+    "MLE, of either size: the scored epoch with the lowest NLL_gen on held-out sentences; other models: the final "
+    "state, none is chosen; real: sentences that were trained on. BLEU and NLL_gen are of the test split (of poems, "
+    "which have none, the held-out split, which also chose the MLE epoch). Read BLEU beside self-BLEU and NLL_gen: a "
+    "model that repeats itself has a high BLEU. The second table compares models of one seed at temperatures that give "
+    "them one self-BLEU."
 )
 
 
 def table(number: int, task: str, name: str, args) -> None:
     """Collects, prints and draws; `name` is that of the published rows."""
-    lines = lab.collect(lab.models(task, MODELS), args)
+    models = lab.models(task, args.scale, MODELS)
+    lines, config = lab.collect(models, args), models[0].config(args.scale)
     rows = {model: lab.of(lines, model) for model in MODELS}
     titles = [f"{kind}-{n}" for kind in ("BLEU", "self-BLEU") for n in ORDERS]
     text = f"# Table {number}: {name}\n\n| model | temperature | {' | '.join(titles)} | NLL_gen | distinct |\n"
@@ -30,12 +34,18 @@ def table(number: int, task: str, name: str, args) -> None:
             cells = [lab.spread([p[key] for p in points]) for key in (*keys, "nll_gen")]
             distinct = lab.spread([100 * p["distinct"] for p in points], 1) + "%"
             text += f"| {model} | {temperature:.3f} | {' | '.join(cells)} | {distinct} |\n"
+    text += f"\n| BLEU-4 less that of {lab.SAME_SIZE}, at self-BLEU-4 | {' | '.join(map(str, LEVELS))} |\n"
+    text += f"|---|{'--:|' * len(LEVELS)}\n"
+    for model, of_seeds in rows.items():
+        if model != lab.SAME_SIZE:
+            pairs = list(zip(of_seeds, rows[lab.SAME_SIZE], strict=True))
+            cells = [lab.spread([higher(line, baseline, level) for line, baseline in pairs]) for level in LEVELS]
+            text += f"| {model} | {' | '.join(cells)} |\n"
     text += f"\n| published | source | {' | '.join(titles)} |\n|---|---|{'--:|' * len(titles)}\n"
     for model, source, *scores in PUBLISHED[name]:
         cells = [cell for own in scores for cell in (own.split() + [""] * len(ORDERS))[: len(ORDERS)]]
         text += f"| {model} | {source} | {' | '.join(cells)} |\n"
     (references,), (train,) = {p["references"] for p in real}, {line["train"] for line in lines}
-    config = lab.models(task, MODELS)[0].config(args.scale)
     few = f"; words seen fewer than {config.min_count} times are <unk>, which no reference has" * (config.min_count > 1)
     text += (
         f"\n{lab.facts(lines, args.scale)} Trained on {train:,} sentences, those with fewer than {config.length} words"
@@ -47,19 +57,31 @@ def table(number: int, task: str, name: str, args) -> None:
     lab.publish(f"{text}\n\n![Table {number}](table{number}.png)", folder / f"table{number}.md")
 
 
+def higher(model: lab.Line, baseline: lab.Line, level: float) -> float | None:
+    """How much higher BLEU-4 of a model is than a baseline's where self-BLEU-4 of both is `level`; None if it never is.
+
+    Between measured temperatures on straight lines.
+    """
+    found = []
+    for line in (model, baseline):
+        points = sorted((point["self_bleu_4"], point["bleu_4"]) for point in lab.sweep_of(line))
+        self_bleu, bleu = zip(*points, strict=True)
+        if not self_bleu[0] <= level <= self_bleu[-1]:
+            return None
+        found.append(float(np.interp(level, self_bleu, bleu)))
+    return found[0] - found[1]
+
+
 def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
-    """Quality against diversity: BLEU-4 and self-BLEU-4 of every seed, over temperatures."""
+    """Quality against diversity: BLEU-4 and self-BLEU-4 over temperatures."""
     figure, axes = pyplot().subplots(figsize=(6, 4.5), layout="constrained")
-    for colour, (model, lines) in zip(("#0072b2", "#e69f00", "#009e73", "#d55e00"), rows.items(), strict=True):
-        for i, line in enumerate(lines):
-            points = sorted((p for p in line["points"] if p["temperature"]), key=lambda p: p["temperature"])
-            xy = [(p["self_bleu_4"], p["bleu_4"]) for p in points]
-            axes.plot(*zip(*xy), "o-", ms=2.5, lw=0.8, color=colour, alpha=0.7, label=model if i == 0 else None)
+    for model, lines in rows.items():
+        lab.draw_curves(axes, lines, "self_bleu_4", "bleu_4", lab.COLOURS[model], model)
     real = [lab.at(line, None) for line in rows["MLE"]]
     axes.plot([p["self_bleu_4"] for p in real], [p["bleu_4"] for p in real], "k*", ms=5, label="real")
     axes.set_xlabel("self-BLEU-4, lower is more varied")
     axes.set_ylabel("BLEU-4, higher is closer to real text")
-    axes.set_title(f"{title}: a curve is a seed, from temperature 1.1 (left) to 0.6", fontsize=9)
+    axes.set_title(f"{title}: temperature 1.1 (left) to 0.6, mean and each seed", fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)

@@ -1,6 +1,9 @@
 """The experiments: models are trained once and read ever after, and every committed table is that of its lines."""
 
 import argparse
+import dataclasses
+import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -8,10 +11,11 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from leakgan_jax import run
+from leakgan_jax import preset, run, training
 from leakgan_jax.config import PRESETS
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -77,7 +81,7 @@ def test_what_lies_above_the_temperature_of_the_lowest_is_not_compared():
     """There NLL_gen rises again as NLL_oracle does; a model is not to be put beside its warm side."""
     baseline = line((0.5, 0.7, 0.9, 1.1), (8.0, 6.0, 5.0, 5.5), (4.0, 5.0, 6.0, 7.0))
     assert lab.beyond(baseline, baseline, 0.4) == 0
-    assert 5.0 < lab._oracle_where(baseline["points"], 5.4) < 6.0
+    assert 5.0 < lab._oracle_where(baseline, 5.4) < 6.0
 
 
 def test_a_seed_that_cannot_be_compared_is_told_and_not_tested():
@@ -131,11 +135,11 @@ def test_what_is_missing_is_trained_and_what_is_there_is_read(arguments, monkeyp
 
 
 def test_cells_of_one_file_are_appended_to_it(arguments, monkeypatch):
-    monkeypatch.setattr(
-        lab,
-        "make",
-        lambda cell, seeds, settings, args: [{"cell": cell.name, "seed": s, "settings": settings} for s in seeds],
-    )
+    def make(cell, seeds, settings, args):
+        made = {"cell": cell.name, "checkpoint": "LeakGAN", "settings": settings, "points": []}
+        return [made | {"seed": seed} for seed in seeds]
+
+    monkeypatch.setattr(lab, "make", make)
     cells = [lab.Cell("synthetic20", name, {"completions": n}) for n, name in enumerate("abc", 1)]
     lines = lab.collect(cells, arguments, first=100, file="tuning")
     assert [(line["cell"], line["seed"]) for line in lines] == [("a", 100), ("b", 100), ("c", 100)]
@@ -146,10 +150,86 @@ def test_lines_of_other_settings_are_not_taken_for_these(arguments):
     path = arguments.results / "laptop" / "synthetic20.jsonl"
     cell = lab.Cell("synthetic20", "LeakGAN", {})
     settings = lab.identity(cell, arguments)
-    path.write_text(json.dumps({"cell": "LeakGAN", "seed": 0, "settings": settings | {"completions": 9}}) + "\n")
+    other = {"cell": "LeakGAN", "seed": 0, "checkpoint": "LeakGAN", "points": []}
+    path.write_text(json.dumps(other | {"settings": settings | {"completions": 9}}) + "\n")
     arguments.read_only = True
     with pytest.raises(run.RunError, match="lacks LeakGAN"):
         lab.collect([cell], arguments)
+
+
+POINTS = [
+    {"temperature": None, "num_samples": 9, "nll_oracle": 3.0},
+    {"temperature": 1.0, "num_samples": 9, "nll_oracle": 4.0, "nll_gen": 5.0, "distinct": 1.0},
+]
+
+
+@pytest.mark.parametrize(
+    "damage, match",
+    [
+        (lambda lines: [*lines, lines[0]], r"of LeakGAN, seed 0, it has lines of \['LeakGAN', '.*', 'LeakGAN'\]"),
+        (lambda lines: lines[:1], "of LeakGAN, seed 0, it has lines of"),
+        (lambda lines: [{}, *lines], "line 1, is damaged"),
+        (lambda lines: [*lines, 3], "line 3, is damaged"),
+        (lambda lines: [lines[0], lines[1] | {"points": [POINTS[0], {"temperature": 1.0}]}], "line 2, is damaged"),
+        (lambda lines: [lines[0] | {"points": [POINTS[0] | {"nll_oracle": float("nan")}]}], "line 1, is damaged"),
+        (lambda lines: [lines[0] | {"points": 7}], "line 1, is damaged"),
+    ],
+)
+def test_damaged_lines_are_neither_counted_nor_made_again(damage, match, arguments):
+    cell = lab.Cell("synthetic20", "LeakGAN", {})
+    line = {"cell": "LeakGAN", "seed": 0, "settings": lab.identity(cell, arguments), "points": POINTS}
+    lines = [line | {"checkpoint": name} for name in ("LeakGAN", lab.PRETRAINED)]
+    path = arguments.results / "laptop" / "synthetic20.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert lab.collect([cell], arguments) == lines
+    path.write_text("".join(json.dumps(line) + "\n" for line in damage(lines)))
+    with pytest.raises(run.RunError, match=match):
+        lab.collect([cell], arguments)
+
+
+VOCABULARIES = {"coco": 1_245, "news": 1_072, "poems": 1_827}  # of the words at laptop scale
+
+
+@pytest.mark.parametrize("scale, task", [(scale, task) for scale in lab.WIDTHS for task in lab.WIDTHS[scale]])
+def test_a_baseline_has_as_many_parameters_as_leakgans_generator(scale, task):
+    words = {} if "synthetic" in task else {"vocab_size": VOCABULARIES[task] if scale == "laptop" else 5_000}
+
+    def size(config):
+        params = jax.eval_shape(functools.partial(training.init, config), jax.random.key(0)).params
+        of_generator = [getattr(params, name) for name in params._fields if name != "discriminator"]
+        return sum(leaf.size for leaf in jax.tree.leaves(of_generator))
+
+    narrow, same, leakgan = (
+        size(dataclasses.replace(cell.config(scale), **words))
+        for cell in lab.models(task, scale, ["MLE", lab.SAME_SIZE, "LeakGAN"])
+    )
+    assert 0.97 * leakgan < same <= leakgan
+    if task == "synthetic20":  # as README.md and NOTES.md say
+        assert (narrow, leakgan) == {"laptop": (27_852, 88_336), "paper": (333_352, 3_118_736)}[scale]
+
+
+def test_bleu_is_compared_at_equal_self_bleu_alone():
+    text_models = importlib.import_module("text_models")
+    bleu = lambda *rows: {"points": [{"temperature": t, "self_bleu_4": x, "bleu_4": y} for t, x, y in rows]}  # noqa: E731
+    baseline, model = bleu((1.0, 0.3, 0.2), (0.6, 0.7, 0.4)), bleu((1.0, 0.4, 0.3), (0.6, 0.6, 0.5))
+    assert text_models.higher(model, baseline, 0.5) == pytest.approx(0.4 - 0.3)
+    assert text_models.higher(model, baseline, 0.35) is None and text_models.higher(model, baseline, 0.65) is None
+
+
+def test_a_flag_that_is_none_is_one_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--seed", "x"])
+    with pytest.raises(SystemExit, match="2"):
+        lab.main("ablations.py", "", print)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n", "length,model,epoch,nll_oracle\n", "length,model,epoch,nll_oracle\n20,MLE,1,nan\n"]
+)
+def test_published_curves_are_numbers(text, tmp_path):
+    (tmp_path / "curves.csv").write_text(text)
+    with pytest.raises(run.RunError, match="not a table of length, model, epoch, nll_oracle"):
+        importlib.import_module("figure2_curves").read_published(tmp_path / "curves.csv")
 
 
 def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
@@ -158,6 +238,12 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         lab.main("ablations.py", script.__doc__, script.body)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_lines_differ_from_settings_that_stay():
+    """A line keeps what it differs in from `synthetic20`; before that changes, every line must be told what it was."""
+    text = json.dumps(preset("synthetic20").to_json(), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "e245da1a1a4b"
 
 
 SCRIPTS = {
@@ -224,7 +310,7 @@ def test_scripts_print_and_draw(script, scale, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script, scale", [*itertools.product(SCRIPTS, lab.SCALES)])
 def test_committed_tables_are_those_of_the_committed_lines(script, scale, tmp_path, monkeypatch):
-    """Every table and picture is made again, from lines alone."""
+    """Every table is made again, from lines alone, and a picture."""
     committed = lab.RESULTS / scale / SCRIPTS[script]
     if not committed.exists():
         pytest.skip(f"no {committed.name} at {scale} scale")
@@ -235,3 +321,6 @@ def test_committed_tables_are_those_of_the_committed_lines(script, scale, tmp_pa
     argv = ["--seeds", found[1] if found else "1", "--results", str(tmp_path), "--read-only"]
     run_script(script, monkeypatch, "--scale", scale, *argv)
     assert (tmp_path / scale / committed.name).read_text() == committed.read_text()
+    assert [path.name for path in (tmp_path / scale).glob("*.png")] == re.findall(
+        r"!\[.*\]\((.*)\)", committed.read_text()
+    )

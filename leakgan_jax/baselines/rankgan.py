@@ -16,8 +16,8 @@ What the paper leaves open, and is chosen here:
   cosines, which is 16 times the mean.
 - A comparison set is half a batch: in the ranker's update the other kind in its batch, in the generator's as many
   sentences of the training set. (The released code lets generated sentences compete with one another for reward.)
-- References are drawn anew for each update, with replacement, from the real sentences at hand; now and then one of
-  them is the very sentence that is ranked.
+- References are drawn anew for each update, with replacement, from the real sentences at hand; the more rarely the
+  more there are, one of them is the very sentence that is ranked.
 - The reward is `log R` above `- log(|C+| + 1)`, what a sentence like any other has. A constant does not change the
   expected gradient, but this one, left in, would be nearly all of every reward, and the source of nearly all noise.
 - The completions are the generator's own, as in SeqGAN; dropout is as in D, and off while sentences are judged.
