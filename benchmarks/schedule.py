@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.throughput import PRECISIONS
-from leakgan_jax import ConfigError, preset, run
+from leakgan_jax import ConfigError, preset, run, rundir
 from leakgan_jax.display import Display
 
 SCORES = ("nll_oracle", "nll_gen", "distinct")
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds = time.monotonic() - began
         if stopped:
             sys.exit(128 + stopped)
-        runs = [(place / "metrics.jsonl").read_text().splitlines() for place in run.directories(out, seeds)]
+        runs = [(place / "metrics.jsonl").read_text().splitlines() for place in rundir.directories(out, seeds)]
         print((out / "report.md").read_text(encoding="utf-8").split("\n![")[0])
     lines = [[json.loads(line) for line in one] for one in runs]
     spent: dict[str, float] = {}

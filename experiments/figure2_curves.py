@@ -14,7 +14,7 @@ import lab
 import numpy as np
 from table1_synthetic import PUBLISHED
 
-from leakgan_jax import run
+from leakgan_jax import rundir
 from leakgan_jax.report import pyplot, save
 
 
@@ -87,7 +87,7 @@ def read_published(path: Path) -> dict[tuple[int, str], np.ndarray]:
         if not found or not all(np.isfinite(points).all() for points in found.values()):
             raise ValueError
     except (KeyError, ValueError, TypeError):
-        raise run.RunError(f"{path}: not a table of length, model, epoch, nll_oracle; give one") from None
+        raise rundir.RunError(f"{path}: not a table of length, model, epoch, nll_oracle; give one") from None
     return {where: np.array(points) for where, points in found.items()}
 
 

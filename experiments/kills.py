@@ -92,10 +92,10 @@ def _final_state(out: Path) -> list[np.ndarray]:
 
     import jax
 
-    from leakgan_jax import run, training
+    from leakgan_jax import rundir, training
     from leakgan_jax.checkpoint import Checkpoints
 
-    config, _, _ = run.open_run(out)
+    config, _, _ = rundir.open_run(out)
     target = jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
     with Checkpoints(out, create=False) as checkpoints:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(target).state)]

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from leakgan_jax import Config, ConfigError, metrics, oracle, preset, run, sweep
+from leakgan_jax import Config, ConfigError, metrics, oracle, preset, run, rundir, sweep
 from leakgan_jax.checkpoint import CheckpointError
 from leakgan_jax.cli import set_up_jax
 from leakgan_jax.data import DataError
@@ -141,7 +141,7 @@ def main(script: str, description: str, body: Callable[[argparse.Namespace], Non
     try:
         (args.results / args.scale).mkdir(parents=True, exist_ok=True)
         body(args)
-    except (ConfigError, DataError, run.RunError, CheckpointError, oracle.OracleError, OSError) as error:
+    except (ConfigError, DataError, rundir.RunError, CheckpointError, oracle.OracleError, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
 
 
@@ -162,13 +162,13 @@ def collect(cells: Sequence[Cell], args: argparse.Namespace, first: int = 0, fil
         expected = cell.checkpoints(args.scale)
         for seed, names in found.items():
             if names and sorted(names) != sorted(expected):
-                raise run.RunError(
+                raise rundir.RunError(
                     f"{path} is damaged: of {cell.name}, seed {seed}, it has lines of {names}, not of {expected}; "
                     "restore it, or delete them to make them again"
                 )
         seeds = [seed for seed, names in found.items() if not names]
         if seeds and args.read_only:
-            raise run.RunError(f"{path} lacks {cell.name} of seeds {seeds}; leave out --read-only to train them")
+            raise rundir.RunError(f"{path} lacks {cell.name} of seeds {seeds}; leave out --read-only to train them")
         while seeds:  # side by side as far as they follow one another
             together = [seed for n, seed in enumerate(seeds) if seed == seeds[0] + n]
             print(f"\n{cell.task}: {cell.name}, seeds {together}; {i + 1} of {len(cells)}", file=sys.stderr, flush=True)
@@ -188,7 +188,7 @@ def read(path: Path) -> list[Line]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError:
-        raise run.RunError(f"{path} is damaged: every line must be JSON; restore it") from None
+        raise rundir.RunError(f"{path} is damaged: every line must be JSON; restore it") from None
 
 
 def saved(path: Path) -> list[Line]:
@@ -204,7 +204,7 @@ def saved(path: Path) -> list[Line]:
             if not whole:
                 raise ValueError
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise run.RunError(f"{path}, line {number}, is damaged: not a model's scores; restore it") from None
+            raise rundir.RunError(f"{path}, line {number}, is damaged: not a model's scores; restore it") from None
     return lines
 
 
@@ -239,18 +239,18 @@ def make(cell: Cell, seeds: Sequence[int], settings: dict[str, Any], args: argpa
         continue_as(config, pretrained, out)
     train(config, seeds, out, args)
     facts = {
-        "device": run.open_run(out, several=True)[2]["device"],
+        "device": rundir.open_run(out, several=True)[2]["device"],
         "jax": jax.__version__,
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
     wanted, lines = cell.checkpoints(args.scale), []
-    for seed, place in zip(seeds, run.directories(out, seeds), strict=True):
+    for seed, place in zip(seeds, rundir.directories(out, seeds), strict=True):
         config, task = run.open_task(place)
         found = run.load_models(place, config, lambda line: print(line, file=sys.stderr))
         for name in wanted:
             if name not in found:
-                raise run.RunError(f"{place} has lost the checkpoint of {name!r}; delete {out} to train it again")
+                raise rundir.RunError(f"{place} has lost the checkpoint of {name!r}; delete {out} to train it again")
             print(f"scoring seed {seed}: {name}", file=sys.stderr, flush=True)
             points = score(config, task, found[name], seed, SCALES[args.scale][1])
             line = {"cell": cell.name, "seed": seed, "checkpoint": name, "points": points}
@@ -383,7 +383,7 @@ def at(line: Line, temperature: float | None) -> Line:
     """The point of a line at a temperature; None for real sentences."""
     same = [p for p in line["points"] if p["temperature"] == temperature or _close(p["temperature"], temperature)]
     if not same:
-        raise run.RunError(f"no point at temperature {temperature}")
+        raise rundir.RunError(f"no point at temperature {temperature}")
     return same[0]
 
 

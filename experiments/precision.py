@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from leakgan_jax import preset, run, training
+from leakgan_jax import preset, run, rundir, training
 from leakgan_jax.display import Display
 
 MANTISSA = {"float32": None, "tensorfloat32": 10, "bfloat16": 7}  # stored bits
@@ -67,8 +67,8 @@ def train(precision: str, seeds: int, out: Path) -> list[dict]:
         if stopped := run.train(config, range(seeds), out, resume=resume, command=" ".join(sys.argv), display=display):
             sys.exit(128 + stopped)
     rows = []
-    for seed, place in enumerate(run.directories(out, range(seeds))):
-        device = run.open_run(place)[2]["device"]
+    for seed, place in enumerate(rundir.directories(out, range(seeds))):
+        device = rundir.open_run(place)[2]["device"]
         config, task = run.open_task(place)
         models = run.load_models(place, config, print)
         for model, params in models.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import lab
 
-from leakgan_jax import run
+from leakgan_jax import run, rundir
 from leakgan_jax.report import pyplot, save
 
 EPOCHS = 8  # of maximum likelihood in a round of the released code
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         released = read_log(args.released)
         lines = [read_run(place) for place in args.runs]
-    except (run.RunError, OSError) as error:
+    except (rundir.RunError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +52,12 @@ def read_log(path: Path) -> dict[int, float]:
         after = [row for row in rows if row["phase"] != "pretrain"]
         return curve | {offset + int(row["step"]): float(row["nll"]) for row in after}
     except (KeyError, ValueError, TypeError):
-        raise run.RunError(f"{path}: not a log of phase, round, step and nll; give one") from None
+        raise rundir.RunError(f"{path}: not a log of phase, round, step and nll; give one") from None
 
 
 def read_run(place: Path) -> lab.Line:
     """What is kept of a run: its evaluations, and what it is."""
-    config, seed, record = run.open_run(place)
+    config, seed, record = rundir.open_run(place)
     done, units = len(lab.read(place / "metrics.jsonl")), len(run.schedule(config))
     about = {"model": config.title, "reading": config.reading, "seed": seed, "temperature": config.eval_temperature}
     about |= {"num_samples": config.eval_samples, "units": f"{done} of {units}", "command": record["command"]}

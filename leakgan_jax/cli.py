@@ -225,13 +225,13 @@ def _train(argv: list[str]) -> int:
     resume, out = "--resume" in rest, _value(rest, "--out")
     seed, seeds = 0, 1
     if resume and name is None and out is not None:
-        from leakgan_jax import run
+        from leakgan_jax import run, rundir
 
-        base, seed, record = run.open_run(Path(out), several=True)  # whatever is not given stays as it was
+        base, seed, record = rundir.open_run(Path(out), several=True)  # whatever is not given stays as it was
         seeds = record["seeds"]
         if (model := _value(rest, "--model")) not in (None, base.model):
             changed = f"model ({base.model!r}, now {model!r})"
-            raise run.RunError(f"{out} was made with other settings: {changed}; resume it with its own")
+            raise rundir.RunError(f"{out} was made with other settings: {changed}; resume it with its own")
         if reading := _value(rest, "--reading"):
             base = dataclasses.replace(base, reading=_reading(reading))
     else:
@@ -251,7 +251,7 @@ def _train(argv: list[str]) -> int:
             option = "--" + place.replace("_", "-")
             raise ConfigError(f"{option} {getattr(arguments, place)}: leave it out; only a --dataset has one")
 
-    from leakgan_jax import run
+    from leakgan_jax import run, rundir
     from leakgan_jax.display import Display
 
     display = Display()
@@ -332,9 +332,9 @@ def _evaluate(argv: list[str]) -> int:
     import jax
     import jax.numpy as jnp
 
-    from leakgan_jax import run, training
+    from leakgan_jax import run, rundir, training
 
-    saved, _, _ = run.open_run(arguments.run)
+    saved, _, _ = rundir.open_run(arguments.run)
     temperature = _temperature(arguments.temperature, saved)
     if arguments.num is not None:
         if arguments.num < 1:
@@ -457,13 +457,13 @@ def _inspect(argv: list[str]) -> int:
     arguments = _parse(Inspect, argv, "leakgan inspect")
     import numpy as np
 
-    from leakgan_jax import pictures, run
+    from leakgan_jax import pictures, run, rundir
 
     if not 1 <= arguments.num <= pictures.MAX_FOLLOWED:
         raise ConfigError(f"num is {arguments.num}; it must be from 1 to {pictures.MAX_FOLLOWED}")
-    config, _, _ = run.open_run(arguments.run)
+    config, _, _ = rundir.open_run(arguments.run)
     if config.model != "leakgan":
-        raise run.RunError(f"{arguments.run} is a run of {config.title}: only LeakGAN has goals to look into")
+        raise rundir.RunError(f"{arguments.run} is a run of {config.title}: only LeakGAN has goals to look into")
     config, vocabulary, params = _load(arguments)
     temperature = _temperature(arguments.temperature, config)
     _, task = run.open_task(arguments.run)
@@ -481,13 +481,13 @@ def _sweep(arguments: Evaluate) -> int:
         raise ConfigError("--sweep has its own temperatures and checkpoints; leave out --temperature and --checkpoint")
     import jax
 
-    from leakgan_jax import data, display, report, run, sweep
+    from leakgan_jax import data, display, report, run, rundir, sweep
     from leakgan_jax.models import language_model
 
     out = arguments.run
-    config, _, _ = run.open_run(out)
+    config, _, _ = rundir.open_run(out)
     if not os.access(out, os.W_OK):  # now rather than after minutes of scoring
-        raise run.RunError(f"{out}: cannot be written, and the sweep's table and pictures go there")
+        raise rundir.RunError(f"{out}: cannot be written, and the sweep's table and pictures go there")
     models = run.load_models(out, config, _complain)
     config, task = run.open_task(out)
     if arguments.references is None:
@@ -502,7 +502,7 @@ def _sweep(arguments: Evaluate) -> int:
     temperatures = sweep.TEMPERATURES
     result = {
         "run": str(out),
-        "versions": run.versions(),
+        "versions": rundir.versions(),
         "seed": arguments.seed,
         "references": compared.name,
         "language_model": dataclasses.asdict(sizes) | dataclasses.asdict(schedule),
@@ -578,12 +578,14 @@ def _complain(text: str) -> None:
 
 def _load(arguments: Sample | Evaluate | Inspect):
     """Config, vocabulary (of text runs) and parameters of the run and checkpoint that are asked for."""
-    from leakgan_jax import data, run
+    from leakgan_jax import data, run, rundir
 
-    config, _, _ = run.open_run(arguments.run)
+    config, _, _ = rundir.open_run(arguments.run)
     vocabulary = data.Vocabulary.load(arguments.run / "vocabulary.json") if config.is_text else None
     if vocabulary is not None and len(vocabulary) != config.vocab_size:
-        raise run.RunError(f"{arguments.run}: vocabulary.json has {len(vocabulary)} words, the run {config.vocab_size}")
+        raise rundir.RunError(
+            f"{arguments.run}: vocabulary.json has {len(vocabulary)} words, the run {config.vocab_size}"
+        )
     params = run.load_params(arguments.run, config, arguments.checkpoint, on_skip=_complain)
     return config, vocabulary, params
 

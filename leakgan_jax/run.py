@@ -8,9 +8,7 @@ continues to the last bit as if it had never stopped.
 import contextlib
 import dataclasses
 import functools
-import json
 import math
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,29 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import data, oracle, rollout, training
+from leakgan_jax import data, oracle, rollout, rundir, training
 from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Which
-from leakgan_jax.config import Config, ConfigError, differences
+from leakgan_jax.config import Config
 from leakgan_jax.data import write
+from leakgan_jax.rundir import RunError
 from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
-_RECORD = {
-    "config": dict,
-    "seed": int,
-    "seeds": int,
-    "data": dict,
-    "data_dir": str,
-    "command": str,
-    "versions": dict,
-    "device": str,
-}
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
 _STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used as asked; one line that names it and what would be right."""
 
 
 class Unit(NamedTuple):
@@ -175,11 +160,6 @@ def evaluate(config: Config, task: Task, params: Params, key: Key, temperature: 
     return _scores(config, task.arrays, params, key, temperature)[0]
 
 
-def directories(out: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the runs of `seeds` are: `out` itself, or a directory of each seed's own in it, complete as any run."""
-    return [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
-
-
 def train(
     config: Config,
     seeds: Sequence[int],
@@ -194,7 +174,7 @@ def train(
     """Runs the schedule in `out`, or what is left of it, and writes the report.
 
     Several seeds are trained side by side in one program, each as it would be alone but for rounding, in
-    `directories(out, seeds)`; `out` then has a report of all. Devices share the seeds where their number allows.
+    `rundir.directories(out, seeds)`; `out` then has a report of all. Devices share the seeds where their number allows.
 
     Args:
         display: told of progress; see `leakgan_jax.display.Display`.
@@ -206,10 +186,12 @@ def train(
     from leakgan_jax import report  # matplotlib: not for those who only sample
 
     if resume:
-        _require_whole(out)
-        data_dir = data_dir or open_run(out, several=True)[2]["data_dir"] or None
+        rundir.require_whole(out)
+        data_dir = data_dir or rundir.open_run(out, several=True)[2]["data_dir"] or None
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
-    places = _open_directories(config, seeds, task, out, resume, command, data_dir)
+    places = rundir.open_directories(
+        config, seeds, rundir.Facts(task.source, task.vocabulary), out, resume, command, data_dir
+    )
     units, keys = schedule(config), _keys(seeds)
     real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
     arrays = task.arrays
@@ -223,7 +205,7 @@ def train(
     with contextlib.ExitStack() as stack, _Signals() as signals:
         checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
-        lines = [_keep_lines(place / "metrics.jsonl", done) for place in places]
+        lines = [rundir.keep_lines(place / "metrics.jsonl", done) for place in places]
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
         display.start(config, units, done, task, seeds)
@@ -248,7 +230,7 @@ def train(
             seconds = round(time.monotonic() - clock, 3)
             for i, place in enumerate(places):
                 extras[i]["seconds"] = new[i]["seconds"] = seconds
-                _append(place / "metrics.jsonl", new[i])
+                rundir.append(place / "metrics.jsonl", new[i])
                 lines[i].append(new[i])
             display.update(index + 1, new, unit_seconds)
             due, stop = time.monotonic() - saved_at > CHECKPOINT_SECONDS, signals.caught
@@ -273,45 +255,17 @@ def train(
         if signals.caught:
             return signals.caught
     draw_curves()
-    report.write_report(out, config, rows, real_nlls(), open_run(out, several=True)[2], lines[0])
+    report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
     for i, place in enumerate(places if len(seeds) > 1 else ()):
         own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
         report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-        report.write_report(place, config, own, [real_nlls()[i]], open_run(place)[2], lines[i])
+        report.write_report(place, config, own, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
     return None
-
-
-def open_run(out: Path, several: bool = False) -> tuple[Config, int, dict[str, Any]]:
-    """The config, the (first) seed and the rest of `out/config.json`.
-
-    Raises:
-        RunError if there is no readable run; and, unless `several`, if there are the runs of several seeds.
-    """
-    path = out / "config.json"
-    try:
-        # The first runs had neither.
-        record = {"data_dir": "", "seeds": 1, **json.loads(path.read_text(encoding="utf-8"))}
-        if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
-            raise TypeError
-        if record["seeds"] > 1 and not several:
-            one, other = directories(out, [record["seed"], record["seed"] + record["seeds"] - 1])
-            raise RunError(f"{out} holds the runs of several seeds; give one of them, from {one} to {other}")
-        return Config.from_json(record["config"]), record["seed"], record
-    except FileNotFoundError:
-        raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; give a directory that `train` made") from None
-    except RunError:
-        raise
-    except ConfigError as error:
-        raise RunError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
 
 
 def open_task(out: Path) -> tuple[Config, Task]:
     """The data of the run in `out`, made or read again. Raises RunError if it has changed since."""
-    config, seed, record = open_run(out)
+    config, seed, record = rundir.open_run(out)
     place = record["data_dir"] or None
     if config.dataset:
         from leakgan_jax import corpora
@@ -322,7 +276,7 @@ def open_task(out: Path) -> tuple[Config, Task]:
     config, task = load_task(config, seed, data_dir=place)
     if task.source != record["data"]:
         raise RunError(f"{out}: its data has changed since it was trained; restore it")
-    _require_vocabulary(out, task)
+    rundir.require_vocabulary(out, task.vocabulary)
     return config, task
 
 
@@ -563,97 +517,6 @@ def _target(config: Config) -> GanState:
     return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
 
 
-def _open_directories(
-    config: Config, seeds: Sequence[int], task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
-) -> list[Path]:
-    """Makes the directory of each seed, or checks that the run in an old one is this one."""
-    _open_directory(config, seeds, task, out, resume, command, data_dir)
-    places = directories(out, seeds)
-    if len(seeds) > 1:
-        for seed, place in zip(seeds, places, strict=True):
-            _open_directory(config, [seed], task, place, (place / "config.json").exists(), command, data_dir)
-    return places
-
-
-def _open_directory(
-    config: Config, seeds: Sequence[int], task: Task, out: Path, resume: bool, command: str, data_dir: Path | None
-) -> None:
-    """Writes `config.json` in a new directory, or checks that the run in an old one is this one."""
-    place = ""
-    if config.dataset:
-        from leakgan_jax import corpora
-
-        place = str(corpora.place(data_dir))
-    if resume:
-        saved, seed, record = open_run(out, several=True)
-        changed = differences(saved, config)
-        if seed != seeds[0]:
-            changed.append(f"seed ({seed}, now {seeds[0]})")
-        if record["seeds"] != len(seeds):
-            changed.append(f"seeds ({record['seeds']}, now {len(seeds)})")
-        now = task.source
-        changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
-        if changed:
-            raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
-        _require_vocabulary(out, task)
-        if place != record["data_dir"]:  # moved
-            write(out / "config.json", json.dumps({**record, "data_dir": place}, indent=2) + "\n")
-        return
-    try:
-        # A run killed before its config.json was whole left nothing that matters.
-        remains = {"vocabulary.json"}
-        if out.exists() and any(p.name not in remains and not p.name.endswith(data.PARTIAL) for p in out.iterdir()):
-            holds_run = (out / "config.json").exists()
-            what = "already holds a run; add --resume to continue it or" if holds_run else "is not empty;"
-            raise RunError(f"{out} {what} choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: {error.strerror}; choose another --out") from None
-    record = {
-        "config": config.to_json(),
-        "seed": seeds[0],
-        "seeds": len(seeds),
-        "data": task.source,
-        "data_dir": place,
-        "command": command,
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
-    }
-    if task.vocabulary is not None:
-        task.vocabulary.save(out / "vocabulary.json")
-    write(out / "config.json", json.dumps(record, indent=2) + "\n")  # last: with it the directory is a run
-
-
-def _require_whole(out: Path) -> None:
-    """`out` is not one of several seeds, which would get ahead of the others."""
-    parent = out.absolute().parent
-    try:
-        _, first, record = open_run(parent, several=True)
-    except RunError:
-        return
-    if out.absolute() in directories(parent, range(first, first + record["seeds"])):
-        raise RunError(f"{out} is one of several seeds; resume all of them, with --out {out.parent}")
-
-
-def _require_vocabulary(out: Path, task: Task) -> None:
-    """The ids of the words are those that the run in `out` learned."""
-    if task.vocabulary is not None and data.Vocabulary.load(out / "vocabulary.json").words != task.vocabulary.words:
-        raise RunError(f"{out / 'vocabulary.json'} is not that of its text; it was changed, or made by another version")
-
-
-def versions() -> dict[str, str]:
-    from importlib import metadata
-
-    packages = ("leakgan_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
 def _restore_or_init(
     config: Config, keys: Keys, places: Sequence[Path], checkpoints: Sequence[Checkpoints], display
 ) -> tuple[GanState, int, list[dict]]:
@@ -694,29 +557,6 @@ def _require_finite(place: Path, line: dict[str, Any]) -> None:
     for name, value in line.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise RunError(f"{name} is {value} in unit {line['unit']} of {place}; the checkpoint before is intact")
-
-
-def _keep_lines(path: Path, done: int) -> list[dict[str, Any]]:
-    """Cuts metric lines after unit `done` (they will come again), and one that a kill left half written."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-                if line["unit"] <= done:
-                    lines.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue
-    write(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:  # of a write, which does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class _Signals:

@@ -18,7 +18,7 @@ from test_losses_and_training import assert_gradient_matches_finite_differences,
 from test_rollout import row_keys, uniforms
 from test_run import CORPUS, assert_same_run, leakgan, metrics
 
-from leakgan_jax import losses, rollout, run, training
+from leakgan_jax import losses, rollout, run, rundir, training
 from leakgan_jax.baselines import rankgan
 from leakgan_jax.config import TITLES, ConfigError, preset
 from leakgan_jax.models import discriminator, language_model
@@ -376,7 +376,7 @@ def test_a_text_run_is_sampled_and_scored_like_leakgans(text_run, capsys):
     assert leakgan("evaluate", text_run, "--json") == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["nll_gen"] > 0 and scores["nll_oracle"] is None
-    config, _, _ = run.open_run(text_run)
+    config, _, _ = rundir.open_run(text_run)
     assert list(run.load_models(text_run, config, print)) == ["MLE, best NLL_gen", "RankGAN"]
 
 
@@ -400,7 +400,7 @@ def test_seeds_of_the_mle_model_side_by_side(tmp_path):
     assert report.startswith("# MLE run") and "final state" not in report
     rows = [line for line in report.splitlines() if line.startswith("| MLE")]
     assert [row.count("±") for row in rows] == [4] * 4
-    config, _, _ = run.open_run(out)
+    config, _, _ = rundir.open_run(out)
     models = run.load_models(out, config, print)
     assert set(models) - {"MLE, last epoch"} == {"MLE, best NLL_gen"}
     _, task = run.open_task(out)

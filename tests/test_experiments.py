@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from leakgan_jax import preset, run, training
+from leakgan_jax import preset, rundir, training
 from leakgan_jax.config import PRESETS
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -130,7 +130,7 @@ def test_what_is_missing_is_trained_and_what_is_there_is_read(arguments, monkeyp
     monkeypatch.setattr(lab, "make", None)  # nothing may be trained again
     assert lab.collect(cells, arguments) == lines
     arguments.read_only, arguments.seeds = True, 2
-    with pytest.raises(run.RunError, match=r"lacks SeqGAN of seeds \[1\]"):
+    with pytest.raises(rundir.RunError, match=r"lacks SeqGAN of seeds \[1\]"):
         lab.collect(cells, arguments)
 
 
@@ -153,7 +153,7 @@ def test_lines_of_other_settings_are_not_taken_for_these(arguments):
     other = {"cell": "LeakGAN", "seed": 0, "checkpoint": "LeakGAN", "points": []}
     path.write_text(json.dumps(other | {"settings": settings | {"completions": 9}}) + "\n")
     arguments.read_only = True
-    with pytest.raises(run.RunError, match="lacks LeakGAN"):
+    with pytest.raises(rundir.RunError, match="lacks LeakGAN"):
         lab.collect([cell], arguments)
 
 
@@ -183,7 +183,7 @@ def test_damaged_lines_are_neither_counted_nor_made_again(damage, match, argumen
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert lab.collect([cell], arguments) == lines
     path.write_text("".join(json.dumps(line) + "\n" for line in damage(lines)))
-    with pytest.raises(run.RunError, match=match):
+    with pytest.raises(rundir.RunError, match=match):
         lab.collect([cell], arguments)
 
 
@@ -228,7 +228,7 @@ def test_a_flag_that_is_none_is_one_line_and_status_2(monkeypatch, capsys):
 )
 def test_published_curves_are_numbers(text, tmp_path):
     (tmp_path / "curves.csv").write_text(text)
-    with pytest.raises(run.RunError, match="not a table of length, model, epoch, nll_oracle"):
+    with pytest.raises(rundir.RunError, match="not a table of length, model, epoch, nll_oracle"):
         importlib.import_module("figure2_curves").read_published(tmp_path / "curves.csv")
 
 

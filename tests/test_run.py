@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from leakgan_jax import cli, data, rollout, run
+from leakgan_jax import cli, data, rollout, run, rundir
 from leakgan_jax.checkpoint import Checkpoints
 from leakgan_jax.config import preset
 
@@ -70,7 +70,7 @@ def metrics(out: Path) -> list[dict]:
 
 
 def final_state(out: Path) -> list[np.ndarray]:
-    config, _, _ = run.open_run(out)
+    config, _, _ = rundir.open_run(out)
     with Checkpoints(out, create=False) as checkpoints:
         restored = checkpoints.restore(run._target(config))
     assert restored.step == len(run.schedule(config))
@@ -96,7 +96,7 @@ def test_a_run_leaves_every_file(finished):
 
 def test_metric_lines_follow_the_schedule(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    units = run.schedule(run.open_run(finished)[0])
+    units = run.schedule(rundir.open_run(finished)[0])
     assert [(line["phase"], line["kind"], line["step"]) for line in lines] == [u[:3] for u in units]
     assert [line["unit"] for line in lines] == list(range(1, len(units) + 1))
     assert all(line["seconds"] >= 0 for line in lines)
@@ -146,7 +146,7 @@ def test_sigterm_saves_and_resuming_ends_as_if_never_stopped(finished, tmp_path,
     assert leakgan("train", "--out", tmp_path / "run", *TINY) == 128 + signal.SIGTERM
     assert len(metrics(tmp_path / "run")) == stop_at
     assert leakgan("train", "--out", tmp_path / "run", "--resume") == 0
-    assert count == len(run.schedule(run.open_run(tmp_path / "run")[0]))
+    assert count == len(run.schedule(rundir.open_run(tmp_path / "run")[0]))
     assert_same_run(finished, tmp_path / "run")
 
 
@@ -244,7 +244,7 @@ def test_a_seed_s_sentences_do_not_depend_on_how_many_are_drawn(finished, capsys
 
 def test_sampling_compiles_once_whatever_the_number_the_prefix_and_the_temperature(finished, capsys):
     before = run._complete._cache_size()
-    config, _, _ = run.open_run(finished)
+    config, _, _ = rundir.open_run(finished)
     params = run.load_params(finished, config, "newest", print)
     config = dataclasses.replace(config, eval_samples=41)  # a config not seen before
     for num, temperature, prefix in ((3, 1.0, []), (40, 0.5, [2]), (1, 2.0, [4, 5, 6])):
@@ -286,7 +286,7 @@ def test_sample_prints_json_lines_with_log_probabilities(kind, finished, text_ru
     assert leakgan(*argv, "--json", "--out", tmp_path / "samples.jsonl") == 0
     assert (tmp_path / "samples.jsonl").read_text() == printed
 
-    config, _, _ = run.open_run(out)
+    config, _, _ = rundir.open_run(out)
     params = run.load_params(out, config, "newest", print)
     words = data.Vocabulary.load(out / "vocabulary.json").words if kind == "text" else list(range(30))
     for line, text in zip(map(json.loads, printed.splitlines()), texts, strict=True):
@@ -536,7 +536,7 @@ def test_where_nothing_can_be_kept_commands_work(jax_settings):
 
 @pytest.mark.parametrize("precision, told", [("bfloat16", "BF16_BF16_F32"), ("float32", "Precision.HIGHEST")])
 def test_training_s_products_are_rounded_as_the_config_says(finished, precision, told):
-    config = dataclasses.replace(run.open_run(finished)[0], precision=precision)
+    config = dataclasses.replace(rundir.open_run(finished)[0], precision=precision)
     sentences = jax.ShapeDtypeStruct((16, config.length), np.int32)
     key = jax.eval_shape(jax.random.key, 0)
     for kind in ("mle", "generator", "discriminator"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_run import CORPUS, TEXT, TINY, assert_same_run, leakgan, metrics
 
-from leakgan_jax import run
+from leakgan_jax import run, rundir
 from leakgan_jax.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("fast_compile", "unchecked_keys")
@@ -94,7 +94,7 @@ def test_seeds_resume_together_from_the_last_one_that_all_have(together, tmp_pat
 
 
 def test_a_checkpoint_ahead_of_the_other_seeds_takes_no_place_from_the_common_one(together, tmp_path):
-    config, _, _ = run.open_run(together / "seed-5")
+    config, _, _ = rundir.open_run(together / "seed-5")
     ahead = tmp_path / "seed-5"
     shutil.copytree(together / "seed-5", ahead)
     common, newest = steps_of(ahead)[-2:]
@@ -173,7 +173,7 @@ def test_devices_share_the_seeds(together, tmp_path):
     argv = ["train", "--seed", "5", "--seeds", "2", *short, "--out", str(tmp_path / "two")]
     code = f"""
         import jax
-        from leakgan_jax import cli, run
+        from leakgan_jax import cli, run, rundir
         unit, seen = run._run_unit, set()
         def watched(*args):
             state, metrics = unit(*args)
@@ -197,4 +197,4 @@ def test_devices_share_the_seeds(together, tmp_path):
 
 
 def test_one_seed_s_run_is_the_directory_itself():
-    assert run.directories(Path("out"), [3]) == [Path("out")]
+    assert rundir.directories(Path("out"), [3]) == [Path("out")]

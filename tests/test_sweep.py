@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from leakgan_jax import cli, data, metrics, oracle, report, rollout, run, sweep
+from leakgan_jax import cli, data, metrics, oracle, report, rollout, run, rundir, sweep
 from leakgan_jax.checkpoint import Checkpoints
 from leakgan_jax.config import ConfigError
 from leakgan_jax.models import language_model
@@ -336,7 +336,7 @@ def test_a_run_without_an_mle_model_is_swept_alone(copy, short, capsys):
 
 
 def test_an_mle_model_is_not_called_leakgan(copy, capsys):
-    config, _, _ = run.open_run(copy)
+    config, _, _ = rundir.open_run(copy)
     keep(copy, lambda records: min(step for step in records if records[step]["metrics"].get("pretrain") == 1.0))
     assert set(run.load_models(copy, config, print)) == {"MLE, best NLL_gen"}
 
