@@ -65,6 +65,18 @@ class Train:
     """Folder with the files of the dataset; those not there are downloaded. Not needed once it is prepared."""
     data_dir: Path | None = None
     """Where prepared datasets are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    mesh: str = ""
+    """Devices to share the run: data=8, or seeds=2,data=4. Default: all, or as many as divide batch_size evenly."""
+    debug_nans: bool = False
+    """If a number goes wrong, repeat the unit one operation at a time and say which operation it was. Slow."""
+    distributed: bool = False
+    """One of several processes that share the run, started by SLURM, Open MPI or on a TPU pod: see docs/scaling.md."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nothing tells; then --num-processes and --process-id are needed as well."""
+    num_processes: int | None = None
+    """Number of processes, all started with the same command but for --process-id."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,10 +263,15 @@ def _train(argv: list[str]) -> int:
             option = "--" + place.replace("_", "-")
             raise ConfigError(f"{option} {getattr(arguments, place)}: leave it out; only a --dataset has one")
 
-    from leakgan_jax import run, rundir
+    import jax
+
+    from leakgan_jax import parallel, run
     from leakgan_jax.display import Display
 
-    display = Display()
+    processes = arguments.coordinator, arguments.num_processes, arguments.process_id
+    if arguments.distributed or any(value is not None for value in processes):
+        parallel.start(*processes)
+    display = Display(quiet=not parallel.is_first())
     command = shlex.join(["leakgan", "train", *argv])
     try:
         stopped = run.train(
@@ -266,9 +283,22 @@ def _train(argv: list[str]) -> int:
             display=display,
             manual_dir=arguments.manual_dir,
             data_dir=arguments.data_dir,
+            mesh=arguments.mesh,
+            debug_nans=arguments.debug_nans,
         )
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = " ".join(str(error).split())[:150]
+        again = "start them all again, with --resume"
+        print(
+            f"leakgan: process {jax.process_index()} lost the others ({reason}); {again}", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # not by way of JAX, which would wait for them
     finally:
         display.close()
+    if not parallel.is_first():
+        return 128 + stopped if stopped else 0
     if stopped:
         print(f"leakgan: stopped and saved; go on with: leakgan train --out {arguments.out} --resume", file=sys.stderr)
         return 128 + stopped

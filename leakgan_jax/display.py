@@ -25,8 +25,8 @@ _SHORT = {
 class Display:
     """Progress of one run on standard error: phase, step, losses, NLL and the time left."""
 
-    def __init__(self, console: Console | None = None):
-        self._console = console or Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self._console = console or Console(stderr=True, highlight=False, quiet=quiet)
         self._last_plain = 0.0
         self._live: Progress | None = None
         self._seen: dict[str, Any] = {}

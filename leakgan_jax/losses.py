@@ -37,3 +37,8 @@ def discriminator(logits: Array, is_real: Array) -> Array:
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean of `values` where `mask` is 1; 0 where it never is."""
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def masked_spread(values: Array, mask: Array) -> Array:
+    """Standard deviation of `values` where `mask` is 1; 0 where it never is."""
+    return jnp.sqrt(masked_mean((values - masked_mean(values, mask)) ** 2, mask))

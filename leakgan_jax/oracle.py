@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import sampling
+from leakgan_jax import parallel, sampling
 from leakgan_jax.types import Array, Key
 
 START = 0  # an ordinary word of the vocabulary, as in the published oracle
@@ -131,7 +131,7 @@ def _sample_rows(params: OracleParams, table: Array, recurrent: Array, row_keys:
         return _Carry(token, hidden, cell), token
 
     zeros = jnp.zeros((num, recurrent.shape[0]), jnp.float32)
-    start = _Carry(jnp.full((num,), START, jnp.int32), zeros, zeros)
+    start = parallel.spread(_Carry(jnp.full((num,), START, jnp.int32), zeros, zeros))
     _, tokens = jax.lax.scan(step, start, jnp.arange(length))
     return tokens.T
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leakgan_jax import goals as goals_
+from leakgan_jax import parallel
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, language_model, manager, worker
 from leakgan_jax.models.layers import LSTMState
@@ -77,7 +78,8 @@ def sample(config: Config, params: Params | BaselineParams, keys: Key, temperatu
         temperature: alpha; logits are divided by it (Eq. 6).
     """
     step = _make_step(config, params, temperature)
-    _, steps = jax.lax.scan(step, _start(config, params, keys), (jnp.arange(config.length), None))
+    start = parallel.spread(_start(config, params, keys))
+    _, steps = jax.lax.scan(step, start, (jnp.arange(config.length), None))
     return _rollout(config, params, steps)
 
 
@@ -118,6 +120,10 @@ def sample_with_values(
         The rollout, and values `[B, T / C]`: the mean score of `N` completions of `s_C, s_2C, ...`; in the last
         column the score of the sentence itself (SPEC section 2). A baseline has `C = 1`: a value for every token.
     """
+    return parallel.map_shards(lambda own: _sample_with_values(config, params, own, temperature, judge), keys)
+
+
+def _sample_with_values(config, params, keys: Key, temperature, judge) -> tuple[Rollout, Array]:
     step = _make_step(config, params, temperature)
     batch, repeats, horizon = keys.shape[0], config.completions, config.goal_horizon
     shared = 1 if config.model == "leakgan" else -(-config.num_blocks // _SCANS)
@@ -231,6 +237,7 @@ def log_probs(config: Config, params: Params | BaselineParams, tokens: Array, te
     """Log-probabilities of many known sentences, `[n, T]`, in batches that bound memory; no gradient."""
 
     def score(rows):
+        rows = parallel.spread(rows)
         if config.model != "leakgan":
             return language_model.log_probs(generator_sizes(config), params.generator, rows, temperature)
         features = discriminator.prefix_features(config, params.discriminator, rows)

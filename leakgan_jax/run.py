@@ -8,9 +8,9 @@ continues to the last bit as if it had never stopped.
 import contextlib
 import dataclasses
 import functools
-import math
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import data, oracle, rollout, rundir, training
+from leakgan_jax import data, health, oracle, parallel, rollout, rundir, training
 from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Which
 from leakgan_jax.config import Config
 from leakgan_jax.data import write
@@ -28,6 +28,7 @@ from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
 CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
+_HERE = Path(__file__).parent
 _STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
 
 
@@ -170,72 +171,100 @@ def train(
     display,
     manual_dir: Path | None = None,
     data_dir: Path | None = None,
+    mesh: str = "",
+    debug_nans: bool = False,
 ) -> int | None:
     """Runs the schedule in `out`, or what is left of it, and writes the report.
 
     Several seeds are trained side by side in one program, each as it would be alone but for rounding, in
-    `rundir.directories(out, seeds)`; `out` then has a report of all. Devices share the seeds where their number allows.
+    `rundir.directories(out, seeds)`; `out` then has a report of all. Of several processes each calls this with the
+    same arguments; the first writes, and all take part in checkpoints.
 
     Args:
         display: told of progress; see `leakgan_jax.display.Display`.
         manual_dir: of a dataset that is not prepared yet, as in `corpora.load`.
         data_dir: the same; a run that is resumed has its own.
+        mesh: the devices that share the run, as in `parallel.make_mesh`.
+        debug_nans: if a number goes wrong, repeats the unit one operation at a time to find which it was.
     Returns:
         None when the run is complete, or the number of the signal that stopped it after a unit.
+    Raises:
+        RunError if a number is not finite, after saving the state before that unit; and for what cannot be resumed.
     """
     from leakgan_jax import report  # matplotlib: not for those who only sample
 
     if resume:
         rundir.require_whole(out)
         data_dir = data_dir or rundir.open_run(out, several=True)[2]["data_dir"] or None
+    devices, left_out = parallel.make_mesh(config.batch_size, len(seeds), mesh)
+    if config.dataset and jax.process_count() > 1:  # prepared by one process, then read by all
+        parallel.on_first(lambda: data.load_corpus(config, manual_dir, data_dir))
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
-    places = rundir.open_directories(
-        config, seeds, rundir.Facts(task.source, task.vocabulary), out, resume, command, data_dir
-    )
-    units, keys = schedule(config), _keys(seeds)
+    facts = rundir.Facts(task.source, task.vocabulary)
+    units, keys = schedule(config), parallel.place(devices, _keys(seeds), _seeds_axis(seeds))
+    places = rundir.directories(out, seeds)
     real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
-    arrays = task.arrays
-    if arrays.train.ndim == 3:
-        arrays = arrays._replace(train=_spread(arrays.train), heldout=_spread(arrays.heldout))
+    arrays = _place_arrays(devices, task.arrays)
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
+    shapes = _target(config)
+    first = parallel.is_first()
 
     def draw_curves():
-        report.draw_curves(out / "curves.png", config, lines, real_nlls())
+        if first:
+            report.draw_curves(out / "curves.png", config, lines, real_nlls())
 
     with contextlib.ExitStack() as stack, _Signals() as signals:
+        opened = rundir.open_directories(config, seeds, facts, out, resume, command, data_dir)
+        parallel.on_first(lambda: stack.enter_context(opened))
+        stack.enter_context(jax.set_mesh(devices) if devices.size > 1 else contextlib.nullcontext())
         checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
-        lines = [rundir.keep_lines(place / "metrics.jsonl", done) for place in places]
+        state = parallel.place(devices, state, _seeds_axis(seeds))
+        lines = [rundir.keep_lines(place / "metrics.jsonl", done) if first else [] for place in places]
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
         display.start(config, units, done, task, seeds)
+        if devices.size > 1 or left_out:
+            display.message(_describe_mesh(devices, left_out))
+        collapsed = False
         for index in range(done, len(units)):
-            unit = units[index]
+            unit, before = units[index], state
             began = time.monotonic()
-            state, metrics = _run_unit(config, unit.kind, state, arrays, _fold_in(keys.train, index))
+            key = _fold_in(keys.train, index)
+            state, metrics = _run_unit(config, unit.kind, before, arrays, key)
             about = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
             new = [about | of_seed for of_seed in _by_seed(jax.device_get(metrics))]
             unit_seconds = time.monotonic() - began
-            if unit.evaluate:
+            problems = [health.problem(line, shapes) for line in new]
+            if unit.evaluate and not any(problems):
                 scored = _scores(config, arrays, state.params, _fold_in(keys.evaluate, index), config.eval_temperature)
                 new = [line | scores for line, (_, scores) in zip(new, scored, strict=True)]
-            for place, line in zip(places, new, strict=True):
-                _require_finite(place, line)
-            if unit.evaluate:
+                problems = [health.problem(line, shapes) for line in new]
+            if any(problems):
+                _save(checkpoints, index, before, extras, lines)
+                place, wrong = next((place, wrong) for place, wrong in zip(places, problems, strict=True) if wrong)
+                found = f"; {_find_operation(config, unit.kind, before, arrays, key)}" if debug_nans else ""
+                raise RunError(_describe_problem(place, out, unit, index, wrong, found))
+            if unit.evaluate and first:
                 for place, (tokens, _) in zip(places, scored, strict=True):
                     write(place / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
+                warnings = [warning for line in new if (warning := health.collapse(line))]
+                if warnings and not collapsed:
+                    display.message(warnings[0])
+                collapsed = bool(warnings)
             if unit == last_mle:
                 for extra, rows in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
                     extra["mle_last"] = rows
             seconds = round(time.monotonic() - clock, 3)
             for i, place in enumerate(places):
                 extras[i]["seconds"] = new[i]["seconds"] = seconds
-                rundir.append(place / "metrics.jsonl", new[i])
                 lines[i].append(new[i])
+                if first:
+                    rundir.append(place / "metrics.jsonl", new[i])
             display.update(index + 1, new, unit_seconds)
-            due, stop = time.monotonic() - saved_at > CHECKPOINT_SECONDS, signals.caught
+            stop, due = parallel.agree(signals.caught, time.monotonic() - saved_at > CHECKPOINT_SECONDS)
             if unit.evaluate or due or stop or index + 1 == len(units):
-                _save(checkpoints, index + 1, state, extras, new)
+                _save(checkpoints, index + 1, state, extras, lines)
             if due or stop:
                 draw_curves()
                 saved_at = time.monotonic()
@@ -245,21 +274,25 @@ def train(
         rows = {}
         if last_mle:
             try:
-                best = _stack([of_seed.restore(_target(config), "mle").state.params for of_seed in checkpoints])
+                best = _stack([of_seed.restore(shapes, "mle").state.params for of_seed in checkpoints])
+                best = parallel.place(devices, best, _seeds_axis(seeds))
                 rows["MLE, best NLL_gen"] = _table_rows(config, arrays, best, keys.table)
             except CheckpointError as error:
                 display.message(f"{error}; the table has no row for the best MLE model")
             rows["MLE, last epoch"] = [extra["mle_last"] for extra in extras]
-        if config.adversarial_iterations and not signals.caught:
+        stop, _ = parallel.agree(signals.caught, False)
+        if config.adversarial_iterations and not stop:
             rows[config.title] = _table_rows(config, arrays, state.params, keys.table)
-        if signals.caught:
-            return signals.caught
-    draw_curves()
-    report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
-    for i, place in enumerate(places if len(seeds) > 1 else ()):
-        own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
-        report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-        report.write_report(place, config, own, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
+        stop, _ = parallel.agree(signals.caught, False)
+        if stop:
+            return stop
+        if first:
+            draw_curves()
+            report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
+            for i, place in enumerate(places if len(seeds) > 1 else ()):
+                own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
+                report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
+                report.write_report(place, config, own, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
     return None
 
 
@@ -415,26 +448,33 @@ def _complete(config: Config, params: Params, key: Key, start, given: Array, num
     return completed.tokens, completed.log_probs
 
 
-# Compiled once a run and kind of unit: the config is static, shapes do not change, states are donated.
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+# Compiled once a run and kind of unit: the config is static and shapes do not change. The state is not donated: that
+# of before the unit is what is saved if a number goes wrong in it.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_unit(config: Config, kind: str, state: GanState, arrays: Arrays, key: Key):
     """One unit; where `key` has an axis of seeds in front, so has everything that differs between seeds."""
 
     def one(state, arrays, key):
-        if kind == "mle":
-            return training.mle_epoch(config, state, arrays.train, key)
-        if kind == "generator":
-            return training.generator_steps(config, state, arrays.train, key)
-        real_key, train_key = jax.random.split(key)
-        if arrays.oracle is not None:  # real sentences without end, as released
-            real = oracle.sample(arrays.oracle, real_key, config.draw_size, config.length)
-        else:
-            num, few = arrays.train.shape[0], arrays.train.shape[0] < config.draw_size
-            real = arrays.train[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
-        return training.discriminator_draw(config, state, real, train_key)
+        state, metrics = _unit(config, kind, state, arrays, key)
+        return parallel.replicate(state), metrics | health.state(state)
 
     with jax.default_matmul_precision(config.matmul_precision):
-        return jax.vmap(one, (0, _seed_axes(arrays), 0))(state, arrays, key) if key.ndim else one(state, arrays, key)
+        state, metrics = _over_seeds(one, state, arrays, key)
+    return state, parallel.replicate(metrics)
+
+
+def _unit(config: Config, kind: str, state: GanState, arrays: Arrays, key: Key):
+    if kind == "mle":
+        return training.mle_epoch(config, state, arrays.train, key)
+    if kind == "generator":
+        return training.generator_steps(config, state, arrays.train, key)
+    real_key, train_key = jax.random.split(key)
+    if arrays.oracle is not None:  # real sentences without end, as released
+        real = oracle.sample(arrays.oracle, real_key, config.draw_size, config.length)
+    else:
+        num, few = arrays.train.shape[0], arrays.train.shape[0] < config.draw_size
+        real = arrays.train[jax.random.choice(real_key, num, (config.draw_size,), replace=few)]
+    return training.discriminator_draw(config, state, real, train_key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -445,7 +485,15 @@ def _evaluate(config: Config, params: Params, arrays: Arrays, key: Key, temperat
             metrics["nll_oracle"] = oracle.nll(arrays.oracle, tokens)
         return tokens, metrics
 
-    return jax.vmap(one, (0, _seed_axes(arrays), 0))(params, arrays, key) if key.ndim else one(params, arrays, key)
+    return parallel.replicate(_over_seeds(one, params, arrays, key))
+
+
+def _over_seeds(function, tree: Any, arrays: Arrays, key: Key):
+    """`function(tree, arrays, key)`, of each seed where `key` has an axis of them."""
+    if not key.ndim:
+        return function(tree, arrays, key)
+    axis = None if jax.sharding.get_abstract_mesh().empty else parallel.SEEDS
+    return jax.vmap(function, (0, _seed_axes(arrays), 0), spmd_axis_name=axis)(tree, arrays, key)
 
 
 def _seed_axes(arrays: Arrays) -> Arrays:
@@ -498,19 +546,51 @@ def _by_seed(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
 
 
 def _stack(trees: Sequence[Any]) -> Any:
-    """Trees of one seed each as one with an axis of seeds; a single one as it is."""
-    return trees[0] if len(trees) == 1 else _spread(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+    """Trees of one seed each as one with an axis of seeds, on the host; a single one as it is."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _spread(tree: Any) -> Any:
-    """Divides the axis of seeds, where there is one, among the devices if it comes out even."""
-    mesh = jax.make_mesh((jax.device_count(),), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
+def _seeds_axis(seeds: Sequence[int]) -> str | None:
+    """The axis of the mesh that what differs between seeds is divided over."""
+    return parallel.SEEDS if len(seeds) > 1 else None
 
-    def place(leaf):
-        even = jax.device_count() > 1 and leaf.shape[0] % jax.device_count() == 0
-        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P("seeds"))) if even else leaf
 
-    return jax.tree.map(place, tree)
+def _place_arrays(devices: jax.sharding.Mesh, arrays: Arrays) -> Arrays:
+    """The data where the run is: sentences of each seed beside it, and text, which all share, on every device."""
+    axis = parallel.SEEDS if arrays.train.ndim == 3 else None
+    train, heldout = parallel.place(devices, (arrays.train, arrays.heldout), axis)
+    return Arrays(train, heldout, parallel.place(devices, arrays.oracle))
+
+
+def _describe_mesh(devices: jax.sharding.Mesh, left_out: int) -> str:
+    seeds, rows = devices.devices.shape
+    shared = [f"{seeds} groups of seeds"] * (seeds > 1) + [f"{rows} shares of every batch"] * (rows > 1)
+    text = f"{devices.size} devices: {', each with '.join(shared)}" if shared else "1 device"
+    if jax.process_count() > 1:
+        text += f", in {jax.process_count()} processes"
+    return text + (f"; {left_out} more are left out, as they do not divide batch_size evenly" if left_out else "")
+
+
+def _describe_problem(place: Path, out: Path, unit: Unit, index: int, wrong: str, found: str) -> str:
+    what = f"stopped in unit {index + 1} ({unit.phase}, {unit.kind}, {unit.step}) of {place}: {wrong}{found}"
+    again = "" if found else f"; to find the operation: leakgan train --out {out} --resume --debug-nans"
+    return f"{what}; checkpoint {index} has the state before it{again}"
+
+
+def _find_operation(config: Config, kind: str, state: GanState, arrays: Arrays, key: Key) -> str:
+    """Repeats a unit one operation at a time; says which first made a NaN, and where in the code."""
+
+    def one(state, arrays, key):
+        return _unit(config, kind, state, arrays, key)
+
+    try:
+        with jax.disable_jit(), jax.debug_nans(True), jax.default_matmul_precision(config.matmul_precision):
+            _over_seeds(one, state, arrays, key)
+    except FloatingPointError as error:
+        ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent.is_relative_to(_HERE)]
+        at = f" at {Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}: {ours[-1].line}" if ours else ""
+        return f"{str(error).splitlines()[0].rstrip('.')}{at}"
+    return "one operation at a time it does not happen"
 
 
 def _target(config: Config) -> GanState:
@@ -521,15 +601,14 @@ def _restore_or_init(
     config: Config, keys: Keys, places: Sequence[Path], checkpoints: Sequence[Checkpoints], display
 ) -> tuple[GanState, int, list[dict]]:
     """The state, the units done and what else each seed's checkpoint holds."""
-    init = functools.partial(jax.jit(training.init, static_argnums=0), config)
     steps = [of_seed.steps() for of_seed in checkpoints]
     if not all(steps):  # killed before the first was saved, or some seeds' first
         if any(len(of_seed) > 1 for of_seed in steps):
             raise RunError(
                 f"{places[steps.index([])]} has lost its checkpoints; put them back, or choose another --out"
             )
-        state = _spread(jax.vmap(init)(keys.init)) if keys.init.ndim else init(keys.init)
-        return state, 0, [{} for _ in checkpoints]
+        init = jax.jit(functools.partial(training.init, config))
+        return jax.vmap(init)(keys.init) if keys.init.ndim else init(keys.init), 0, [{} for _ in checkpoints]
     most = None
     while True:  # a kill while they were being saved left some seeds a checkpoint ahead
         restored = [of_seed.restore(_target(config), on_skip=display.message, most=most) for of_seed in checkpoints]
@@ -541,22 +620,16 @@ def _restore_or_init(
 
 
 def _save(
-    checkpoints: Sequence[Checkpoints], step: int, state: GanState, extras: list[dict], lines: list[dict]
+    checkpoints: Sequence[Checkpoints], step: int, state: GanState, extras: list[dict], lines: list[list[dict]]
 ) -> None:
-    """Saves each seed's part of the state; `lines` are its metrics."""
+    """Saves each seed's part of the state after `step` units; `lines` are each seed's metric lines so far."""
     leaves, tree = jax.tree.flatten(jax.device_get(state))
-    for i, (of_seed, extra, line) in enumerate(zip(checkpoints, extras, lines, strict=True)):
+    for i, (of_seed, extra, own_lines) in enumerate(zip(checkpoints, extras, lines, strict=True)):
         own = leaves if len(checkpoints) == 1 else [leaf[i] for leaf in leaves]
         best = {}
-        if "nll_gen" in line:
+        if own_lines and "nll_gen" in (line := own_lines[-1]):
             best = {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
         of_seed.save(step, jax.tree.unflatten(tree, own), extra, best)
-
-
-def _require_finite(place: Path, line: dict[str, Any]) -> None:
-    for name, value in line.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RunError(f"{name} is {value} in unit {line['unit']} of {place}; the checkpoint before is intact")
 
 
 class _Signals:

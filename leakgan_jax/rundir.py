@@ -3,18 +3,21 @@
 Nothing here trains, and nothing else reads or writes the first two.
 """
 
+import contextlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 
 from leakgan_jax import data
 from leakgan_jax.config import Config, ConfigError, differences
 from leakgan_jax.data import write
 
+_LOCK = ".lock"
 _RECORD = {
     "config": dict,
     "seed": int,
@@ -71,16 +74,57 @@ def open_run(out: Path, several: bool = False) -> tuple[Config, int, dict[str, A
         raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
 
 
+@contextlib.contextmanager
 def open_directories(
     config: Config, seeds: Sequence[int], facts: Facts, out: Path, resume: bool, command: str, data_dir: Path | None
-) -> list[Path]:
-    """Makes the directory of each seed, or checks that the run in an old one is this one."""
-    _open_directory(config, seeds, facts, out, resume, command, data_dir)
-    places = directories(out, seeds)
-    if len(seeds) > 1:
-        for seed, place in zip(seeds, places, strict=True):
-            _open_directory(config, [seed], facts, place, (place / "config.json").exists(), command, data_dir)
-    return places
+) -> Iterator[None]:
+    """Makes the directory of each seed, or checks that the run in an old one is this one.
+
+    While it is open no other process may do so.
+    """
+    if not resume:
+        _require_unused(out)
+    with _locked(out):
+        _open_directory(config, seeds, facts, out, resume, command, data_dir)
+        if len(seeds) > 1:
+            for seed, place in zip(seeds, directories(out, seeds), strict=True):
+                old = (place / "config.json").exists()
+                if not old:
+                    _require_unused(place)
+                _open_directory(config, [seed], facts, place, old, command, data_dir)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Holds the run in `out`; the system lets go of it when this process ends, however it does."""
+    lock = filelock.FileLock(out / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunError(f"{out} is in use: another process trains there; wait for it, or choose another --out") from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise RunError(f"{out}: {error.strerror}; a run must be able to write there") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_unused(out: Path) -> None:
+    """Makes `out` if it is not there; raises RunError if anything that matters is in it."""
+    try:
+        # A run killed before its config.json was whole left nothing that matters.
+        remains = {"vocabulary.json", _LOCK}
+        if out.exists() and any(p.name not in remains and not p.name.endswith(data.PARTIAL) for p in out.iterdir()):
+            holds_run = (out / "config.json").exists()
+            what = "already holds a run; add --resume to continue it or" if holds_run else "is not empty;"
+            raise RunError(f"{out} {what} choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: {error.strerror}; choose another --out") from None
 
 
 def _open_directory(
@@ -107,16 +151,6 @@ def _open_directory(
         if place != record["data_dir"]:  # moved
             write(out / "config.json", json.dumps({**record, "data_dir": place}, indent=2) + "\n")
         return
-    try:
-        # A run killed before its config.json was whole left nothing that matters.
-        remains = {"vocabulary.json"}
-        if out.exists() and any(p.name not in remains and not p.name.endswith(data.PARTIAL) for p in out.iterdir()):
-            holds_run = (out / "config.json").exists()
-            what = "already holds a run; add --resume to continue it or" if holds_run else "is not empty;"
-            raise RunError(f"{out} {what} choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: {error.strerror}; choose another --out") from None
     record = {
         "config": config.to_json(),
         "seed": seeds[0],

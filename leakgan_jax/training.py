@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from leakgan_jax import goals as goals_
-from leakgan_jax import losses, rollout
+from leakgan_jax import health, losses, parallel, rollout
 from leakgan_jax.baselines import mle, rankgan, seqgan
 from leakgan_jax.config import Config
 from leakgan_jax.models import discriminator, manager, worker
@@ -87,7 +87,8 @@ def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState,
     """One adversarial update of Manager (Eq. 7) and Worker (Eq. 8) on `batch_size` sentences of their own.
 
     In the metrics, `value` is the mean of D's score of the completions before ranking (the ranks' own mean never
-    moves), `reward` that of the Worker's intrinsic reward, `entropy` the sentences' own NLL in nats per token.
+    moves), `reward` that of the Worker's intrinsic reward, `reward_spread` its standard deviation, `entropy` the
+    sentences' own NLL in nats per token.
     """
     keys = jax.random.split(key, config.batch_size)
     sampled, values = rollout.sample_with_values(config, state.params, keys, config.train_temperature)
@@ -106,6 +107,7 @@ def generator_step(config: Config, state: GanState, key: Key) -> tuple[GanState,
             "worker_loss": worker_loss,
             "value": values.mean(),
             "reward": losses.masked_mean(reward, mask),
+            "reward_spread": losses.masked_spread(reward, mask),
             "entropy": -losses.masked_mean(log_probs, mask),
         }
         return goal_loss + worker_loss, metrics
@@ -126,14 +128,15 @@ def discriminator_step(config: Config, state: State, tokens: Array, is_real: Arr
         return entropy + config.discriminator_l2 * 0.5 * squared, metrics
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.discriminator.params)
-    return state.replace(discriminator=update_discriminator(config, state.discriminator, grads)), metrics
+    net = update_discriminator(config, state.discriminator, grads)
+    return state.replace(discriminator=net), metrics | health.gradient("discriminator", grads)
 
 
 def mle_epoch(config: Config, state: State, corpus: Array, key: Key) -> tuple[State, Metrics]:
     """One supervised epoch over `corpus`, `[n, T]`, in a random order; what does not fill a batch sits out."""
     order, step = _batches(key, corpus.shape[0], config.batch_size), model(config).pretrain_step
-    state, metrics = jax.lax.scan(lambda s, rows: step(config, s, corpus[rows]), state, order)
-    return state, _mean(metrics)
+    state, metrics = jax.lax.scan(lambda s, rows: step(config, s, parallel.spread(corpus[rows])), state, order)
+    return state, health.summary(metrics)
 
 
 def generator_steps(config: Config, state: State, corpus: Array, key: Key) -> tuple[State, Metrics]:
@@ -143,7 +146,7 @@ def generator_steps(config: Config, state: State, corpus: Array, key: Key) -> tu
     """
     keys, step = jax.random.split(key, config.generator_steps), model(config).train_step
     state, metrics = jax.lax.scan(lambda s, k: step(config, s, corpus, k), state, keys)
-    return state, _mean(metrics)
+    return state, health.summary(metrics)
 
 
 def discriminator_draw(config: Config, state: State, real: Array, key: Key) -> tuple[State, Metrics]:
@@ -151,7 +154,7 @@ def discriminator_draw(config: Config, state: State, real: Array, key: Key) -> t
     sample_key, epochs_key = jax.random.split(key)
     num = real.shape[0]
     generated, _ = rollout.sample_many(config, state.params, sample_key, num, config.negative_temperature)
-    tokens = jnp.concatenate([real, generated])
+    tokens = parallel.replicate(jnp.concatenate([real, generated]))  # rows of a batch come from anywhere in it
     is_real = jnp.concatenate([jnp.ones(num), jnp.zeros(num)])
     update = model(config).discriminator_step
 
@@ -161,12 +164,13 @@ def discriminator_draw(config: Config, state: State, real: Array, key: Key) -> t
 
         def step(state, x):
             rows, step_key = x
-            return update(config, state, tokens[rows], is_real[rows], real, step_key)
+            batch, labels = parallel.spread((tokens[rows], is_real[rows]))
+            return update(config, state, batch, labels, real, step_key)
 
         return jax.lax.scan(step, state, (order, jax.random.split(dropout_key, order.shape[0])))
 
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(epochs_key, config.discriminator_epochs))
-    return state, _mean(metrics)
+    return state, health.summary(metrics)
 
 
 def evaluate(
@@ -214,13 +218,10 @@ def _update_generator(config: Config, state: GanState, loss, kind: str) -> tuple
 
     grads, metrics = jax.grad(of_generator, argnums=(0, 1), has_aux=True)(state.manager.params, state.worker.params)
     nets = [update_generator(config, net, grad, kind) for net, grad in zip((state.manager, state.worker), grads)]
+    metrics |= health.gradient("manager", grads[0]) | health.gradient("worker", grads[1])
     return state.replace(manager=nets[0], worker=nets[1]), metrics
 
 
 def _batches(key: Key, num: int, batch: int) -> Array:
     """A random order of `num` rows, cut into whole batches: `[num // batch, batch]`."""
     return jax.random.permutation(key, num)[: num // batch * batch].reshape(-1, batch)
-
-
-def _mean(metrics: Metrics) -> Metrics:
-    return jax.tree.map(jnp.mean, metrics)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from leakgan_jax import rewards
+from leakgan_jax import parallel, rewards
 from leakgan_jax.config import Config
 from leakgan_jax.types import Array, NetState
 
@@ -36,13 +36,13 @@ def discriminator_net(config: Config, params: Any) -> NetState:
 def update_generator(config: Config, net: NetState, grads: Any, kind: str) -> NetState:
     """One step of a network of the generator; `kind` is "supervised" or "adversarial"."""
     optimizer = optimizers(config)[0 if kind == "supervised" else 1]
-    updates, moments = optimizer.update(grads, net.opt_state[kind], net.params)
+    updates, moments = optimizer.update(parallel.replicate(grads), net.opt_state[kind], net.params)
     return NetState(optax.apply_updates(net.params, updates), {**net.opt_state, kind: moments})
 
 
 def update_discriminator(config: Config, net: NetState, grads: Any) -> NetState:
     """One step of the network that judges."""
-    updates, moments = optimizers(config)[2].update(grads, net.opt_state, net.params)
+    updates, moments = optimizers(config)[2].update(parallel.replicate(grads), net.opt_state, net.params)
     return NetState(optax.apply_updates(net.params, updates), moments)
 
 

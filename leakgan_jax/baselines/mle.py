@@ -6,7 +6,7 @@ It has no adversarial phase, and so no `train_step` and no discriminator.
 
 import jax
 
-from leakgan_jax import losses
+from leakgan_jax import health, losses
 from leakgan_jax.config import Config
 from leakgan_jax.models import language_model
 from leakgan_jax.rollout import generator_sizes, sample
@@ -30,4 +30,4 @@ def pretrain_step(config: Config, state: BaselineState, tokens: Array) -> tuple[
 
     nll, grads = jax.value_and_grad(loss)(state.generator.params)
     net = update_generator(config, state.generator, grads, "supervised")
-    return state.replace(generator=net), {"generator_loss": nll}
+    return state.replace(generator=net), {"generator_loss": nll, **health.gradient("generator", grads)}

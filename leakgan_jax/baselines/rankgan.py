@@ -26,7 +26,7 @@ What the paper leaves open, and is chosen here:
 import jax
 import jax.numpy as jnp
 
-from leakgan_jax import losses
+from leakgan_jax import health, losses
 from leakgan_jax.baselines.mle import pretrain_step
 from leakgan_jax.baselines.seqgan import init, policy_gradient_step
 from leakgan_jax.config import Config
@@ -79,7 +79,8 @@ def ranker_step(
 
     value, grads = jax.value_and_grad(loss)(state.discriminator.params)
     net = update_discriminator(config, state.discriminator, grads)
-    return state.replace(discriminator=net), {"discriminator_loss": value}
+    metrics = {"discriminator_loss": value, **health.gradient("discriminator", grads)}
+    return state.replace(discriminator=net), metrics
 
 
 def ranker_loss(relevance: Array, is_real: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from leakgan_jax import losses, rollout
+from leakgan_jax import health, losses, rollout
 from leakgan_jax.baselines import mle
 from leakgan_jax.baselines.mle import pretrain_step
 from leakgan_jax.config import Config
@@ -56,7 +56,8 @@ def policy_gradient_step(
         judge: finished sentences, `[n, T]` int32, PAD after the end -> scores `[n]`. No gradient flows through it.
     Returns:
         The state, and in the metrics `value`, the mean score of completions, `reward`, the same or the mean of its
-        rescaled form, and `entropy`, the sentences' own NLL in nats per token; all over tokens within their sentences.
+        rescaled form, `reward_spread`, its standard deviation, and `entropy`, the sentences' own NLL in nats per
+        token; all over tokens within their sentences.
     """
 
     def judge_all(finished: Any) -> Array:
@@ -76,8 +77,10 @@ def policy_gradient_step(
             "generator_loss": policy_loss,
             "value": losses.masked_mean(values, mask),
             "reward": losses.masked_mean(reward, mask),
+            "reward_spread": losses.masked_spread(reward, mask),
             "entropy": -losses.masked_mean(log_probs, mask),
         }
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.generator.params)
-    return state.replace(generator=update_generator(config, state.generator, grads, "adversarial")), metrics
+    net = update_generator(config, state.generator, grads, "adversarial")
+    return state.replace(generator=net), metrics | health.gradient("generator", grads)
