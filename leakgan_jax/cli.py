@@ -180,8 +180,19 @@ class Inspect:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for bad input (one line says what), 128 + N for signal N."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs one command; returns the exit status: 0, 2 for bad input (one line says what), 128 + N for signal N.
+
+    1 is for a process that lost the others of its run.
+    """
+    status = _main(sys.argv[1:] if argv is None else argv)
+    if status in (1, 2) and "leakgan_jax.parallel" in sys.modules:
+        from leakgan_jax import parallel
+
+        parallel.leave(status)
+    return status
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -290,11 +301,9 @@ def _train(argv: list[str]) -> int:
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:150]
-        again = "start them all again, with --resume"
-        print(
-            f"leakgan: process {jax.process_index()} lost the others ({reason}); {again}", file=sys.stderr, flush=True
-        )
-        os._exit(1)  # not by way of JAX, which would wait for them
+        lost = f"process {jax.process_index()} lost the others ({reason})"
+        print(f"leakgan: {lost}; start them all again, with --resume", file=sys.stderr)
+        return 1
     finally:
         display.close()
     if not parallel.is_first():

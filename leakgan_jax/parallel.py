@@ -9,6 +9,9 @@ Axes are Auto: the compiler chooses all that is not said, and a gradient is that
 """
 
 import math
+import os
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -140,6 +143,20 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise ConfigError(
             f"the processes did not find each other ({' '.join(str(error).split())[:150]}); {right}"
         ) from None
+
+
+def leave(status: int) -> None:
+    """Ends a process of several when something went wrong in it; does nothing in a process that is alone.
+
+    JAX would wait for the others to end as well, which they may not do before they miss this one.
+    """
+    if jax.process_count() == 1:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if is_first():  # the others hold on to it, and are to say first what they have to say
+        time.sleep(2.0)
+    os._exit(status)
 
 
 def is_first() -> bool:
