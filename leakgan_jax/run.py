@@ -243,7 +243,11 @@ def train(
             if any(problems):
                 _save(checkpoints, index, before, extras, lines)
                 place, wrong = next((place, wrong) for place, wrong in zip(places, problems, strict=True) if wrong)
-                found = f"; {_find_operation(config, unit.kind, before, arrays, key)}" if debug_nans else ""
+                found = (
+                    f"; {_find_operation(config, unit.kind, before, arrays, jax.random.clone(key))}"
+                    if debug_nans
+                    else ""
+                )
                 raise RunError(_describe_problem(place, out, unit, index, wrong, found))
             if unit.evaluate and first:
                 for place, (tokens, _) in zip(places, scored, strict=True):
