@@ -176,7 +176,7 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
 
     Ask after `jax.distributed.initialize`: `devices` are those of all processes. `mesh` is the one that training uses.
     """
-    kept = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+    kept = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "NVIDIA_TF32_OVERRIDE")
     return {
         "versions": versions(),
         "backend": jax.default_backend(),
@@ -185,7 +185,7 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape) if mesh else {},
         "cpu": _cpu(),
-        "cpus": os.cpu_count(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k in kept or k.startswith("JAX_")},
         "jax_settings": {name: jax.config.values.get(name) for name in _JAX_SETTINGS},
     }
