@@ -102,8 +102,8 @@ def schedule(config: Config) -> list[Unit]:
         interleave = config.interleave_every and iteration % config.interleave_every == 0 and iteration < last
         kinds = ["generator"] + ["discriminator"] * config.adversarial_draws + ["mle"] * bool(interleave)
         evaluate = iteration % config.eval_every == 0 or iteration == last
-        ends = [False] * (len(kinds) - 1) + [evaluate]
-        units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, ends)]
+        scored = [False] * (len(kinds) - 1) + [evaluate]
+        units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, scored)]
     return units
 
 
@@ -225,8 +225,8 @@ def train(
                 for place, (tokens, _) in zip(places, scored, strict=True):
                     write(place / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
             if unit == last_mle:
-                for extra, rows in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
-                    extra["mle_last"] = rows
+                for extra, own in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
+                    extra["mle_last"] = own
             seconds = round(time.monotonic() - clock, 3)
             for i, place in enumerate(places):
                 extras[i]["seconds"] = new[i]["seconds"] = seconds
@@ -242,7 +242,7 @@ def train(
             if stop:
                 return stop
         display.message("scoring the table")
-        rows = {}
+        rows: dict[str, list[list[dict[str, Any]]]] = {}
         if last_mle:
             try:
                 best = _stack([of_seed.restore(_target(config), "mle").state.params for of_seed in checkpoints])
@@ -257,9 +257,9 @@ def train(
     draw_curves()
     report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
     for i, place in enumerate(places if len(seeds) > 1 else ()):
-        own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
+        one = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
         report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-        report.write_report(place, config, own, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
+        report.write_report(place, config, one, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
     return None
 
 
@@ -344,7 +344,7 @@ def encode_heldout(
             f"note: {out:,} of {len(sentences):,} sentences of {name} are longer than the run's and left out of NLLs"
         )
     types = {word for words in kept for word in words}
-    if (unknown := vocabulary.unknown([types])) > 0.5:
+    if (unknown := vocabulary.unknown([list(types)])) > 0.5:
         on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {name}; see its tokens")
     return data.encode_rows(kept, vocabulary, config.length)
 
@@ -448,13 +448,13 @@ def _evaluate(config: Config, params: Params, arrays: Arrays, key: Key, temperat
     return jax.vmap(one, (0, _seed_axes(arrays), 0))(params, arrays, key) if key.ndim else one(params, arrays, key)
 
 
-def _seed_axes(arrays: Arrays) -> Arrays:
+def _seed_axes(arrays: Arrays) -> Any:
     """For `vmap` over seeds: each has sentences of its own in the synthetic task, and all have the same text."""
-    axis = 0 if arrays.train.ndim == 3 else None
+    axis: Any = 0 if arrays.train.ndim == 3 else None
     return Arrays(axis, axis, None)
 
 
-def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperature: float) -> list[tuple[Array, dict]]:
+def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperature: float) -> list[tuple[Any, dict]]:
     """What `evaluate` returns, of each seed."""
     tokens, metrics = jax.device_get(_evaluate(config, params, arrays, key, temperature))
     scored = []
