@@ -66,7 +66,7 @@ class Checkpoints:
     def __init__(self, path: str | os.PathLike, create: bool):
         """Opens `path/checkpoints`, making it if `create`. Raises CheckpointError if it is not there or not usable."""
         self._root = pathlib.Path(path).resolve() / "checkpoints"
-        self._skipped = set()  # steps `restore` passed over: not worth one of the places for the newest two
+        self._skipped: set[int] = set()  # steps `restore` passed over: not worth one of the places for the newest two
         try:
             if create:
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -160,6 +160,7 @@ class Checkpoints:
                     raise CheckpointError(f"{self._root}: {damage} and there is no other to fall back to") from error
             self._skipped.add(step)
             on_skip(f"{damage}; falling back to {older}")
+        raise AssertionError("the oldest was returned, or the error raised")
 
     def _load(self, step: int, target: GanState) -> Restored:
         """Raises CheckpointError if the checkpoint does not fit `target`, any other exception if it is damaged."""

@@ -230,9 +230,10 @@ def set_up_jax() -> None:
     """
     import jax
 
-    if jax.config.jax_default_matmul_precision is None:
+    settings = jax.config.values
+    if settings["jax_default_matmul_precision"] is None:
         jax.config.update("jax_default_matmul_precision", "float32")  # training has a setting of its own
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
         return
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(home, "leakgan_jax")
@@ -329,7 +330,7 @@ def _sample(argv: list[str]) -> int:
     if arguments.detokenize and vocabulary is None:
         raise ConfigError(f"detokenize is for text, and {arguments.run} has no words")
     prefix = () if arguments.prefix is None else run.read_prefix(config, vocabulary, arguments.prefix)
-    task = run.Task(None, None, None, vocabulary, {})
+    task = run.Task(None, None, None, vocabulary, {})  # type: ignore[arg-type]  # only to decode
     batches = run.stream_samples(
         config, params, arguments.seed, arguments.num, temperature, prefix=prefix, greedy=arguments.greedy
     )
@@ -382,7 +383,8 @@ def _evaluate(argv: list[str]) -> int:
     config, vocabulary, params = _load(arguments)
     config = dataclasses.replace(config, eval_samples=saved.eval_samples)
     if arguments.references is not None and config.is_text:
-        task = run.Task(None, None, None, vocabulary, {})  # the corpus itself is not needed
+        # The corpus itself is not needed.
+        task = run.Task(None, None, None, vocabulary, {})  # type: ignore[arg-type]
     else:
         _, task = run.open_task(arguments.run)
     if arguments.references is not None:
@@ -439,8 +441,8 @@ def _fed(hypotheses: list[list[str]], references: list[list[str]]) -> dict[str, 
     num = min(len(hypotheses), len(references))
     if num < 2:
         return {"fed": None, "fed_sentences": num, "fed_dim": None}
-    chosen = ([group[i * len(group) // num] for i in range(num)] for group in (hypotheses, references))
-    return metrics.fed(*chosen, metrics.word_vectors(references))
+    ours, real = ([group[i * len(group) // num] for i in range(num)] for group in (hypotheses, references))
+    return metrics.fed(ours, real, metrics.word_vectors(references))
 
 
 def _doubts(hypotheses: list[list[str]], references: list[list[str]], scores: dict[str, Any], arguments: Metrics):
@@ -532,8 +534,8 @@ def _sweep(arguments: Evaluate) -> int:
     if arguments.references is None:
         compared = sweep.references(config, task)
     elif task.vocabulary is None:
-        rows = run.read_heldout(config, None, arguments.references, _complain)
-        compared = sweep.row_references(config, rows, str(arguments.references))
+        real = run.read_heldout(config, None, arguments.references, _complain)
+        compared = sweep.row_references(config, real, str(arguments.references))
     else:
         words = data.read_sentences(arguments.references, config.lowercase, config.tokenizer)
         compared = sweep.word_references(config, task.vocabulary, words, str(arguments.references), _complain)
@@ -551,7 +553,12 @@ def _sweep(arguments: Evaluate) -> int:
     kept, lines = out / "sweep.partial.json", [" ".join(map(str, words)) for words in compared.sentences]
     about = result | {"inputs": _fingerprint([models, lines, temperatures, arguments.num])}
     rows = _kept_rows(kept, about)
-    settings = {"temperatures": temperatures, "compared": compared, "sizes": sizes, "schedule": schedule}
+    settings: dict[str, Any] = {
+        "temperatures": temperatures,
+        "compared": compared,
+        "sizes": sizes,
+        "schedule": schedule,
+    }
     key, total = jax.random.key(arguments.seed), 1 + len(models) * len(temperatures)
     if rows:
         _complain(f"{len(rows)} of {total} rows are there from a sweep that was stopped; going on with the rest")
@@ -662,7 +669,7 @@ def _parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            options = {"prog": prog, "args": argv, "return_unknown_args": True}
+            options: dict[str, Any] = {"prog": prog, "args": argv, "return_unknown_args": True}
             parsed, unknown = tyro.cli(kind, **options, **({} if default is None else {"default": default}))
     except SystemExit as stop:
         if not stop.code:  # --help

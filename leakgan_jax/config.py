@@ -253,7 +253,8 @@ class Config:
         for name in values:
             if name not in known:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Config(**settings)
 
 
 _MAX_SIZE = 10**9
@@ -270,7 +271,7 @@ _POSITIVE = ("rescale_slope rank_gamma generator_lr adversarial_lr discriminator
 _TEMPERATURES = "train_temperature negative_temperature eval_temperature".split()
 
 
-def preset(name: str = "quickstart", reading: Reading = "paper", model: ModelName = "leakgan", **overrides) -> Config:
+def preset(name: str = "quickstart", reading: str = "paper", model: str = "leakgan", **overrides: Any) -> Config:
     """A preset of a model, under one of the two readings, with `overrides` on top. `Config()` itself is `synthetic20`.
 
     A `corpus` among the overrides takes the place of the preset's dataset.

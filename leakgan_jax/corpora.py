@@ -100,7 +100,7 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
     return f"{name}/{variant}".strip("/")
 
 
-class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Lines of text, one file a split."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -112,7 +112,7 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @classmethod
     def manual_files(cls, variant: str, manual_dir: PathLike | None) -> dict[str, Path]:
         """The file of each split that is in `manual_dir`. Raises `DataError` if one is not what its checksum says."""
-        files = {}
+        files: dict[str, Path] = {}
         if manual_dir is None:
             return files
         if not Path(manual_dir).is_dir():

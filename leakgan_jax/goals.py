@@ -9,6 +9,8 @@ Source: Guo et al. 2018, arXiv:1709.08624, Eq. 4, 7, 9; SPEC sections 1-3.
 `features[:, t]` is the leaked feature of the prefix of `t` tokens; `goals[:, t]` the goal on seeing it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def embed_sentence(config: Config, embedded: Array, initial: Array) -> Array:
     starts = np.arange(length)
     if _holds(config):
         starts = starts // config.goal_horizon * config.goal_horizon
-    sums = sum(padded[:, starts + i] for i in range(config.goal_horizon))
+    sums: Any = sum(padded[:, starts + i] for i in range(config.goal_horizon))
     return sums if config.reading == "paper" else unit(sums)
 
 

@@ -161,7 +161,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     means = a.mean(0), b.mean(0)
     # With cov = R' R, the trace of (cov_a cov_b)^(1/2) is the sum of the singular values of R_a R_b'. This takes no
     # root of a covariance that is singular but for rounding.
-    root_a, root_b = (np.linalg.qr((x - mean) / math.sqrt(len(x) - 1), "r") for x, mean in zip((a, b), means))
+    root_a, root_b = (
+        np.asarray(np.linalg.qr((x - mean) / math.sqrt(len(x) - 1), "r")) for x, mean in zip((a, b), means)
+    )
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     distance = np.sum((means[0] - means[1]) ** 2) + np.sum(root_a**2) + np.sum(root_b**2) - 2 * cross
     return max(0.0, float(distance))
@@ -291,7 +293,7 @@ def _mean_bleu(matches: np.ndarray, lengths: np.ndarray, closest: np.ndarray, ru
     """`[orders]` mean BLEU of order 1, 2, ... from `[orders, n]` clipped matches and `[n]` lengths."""
     orders = np.arange(1, len(matches) + 1)[:, None]
     total = np.maximum(1, lengths - orders + 1)
-    missing = {"method1": 0.1 / total, "none": 0.0, "nltk-3.2": 1.0}[rule]
+    missing: Any = {"method1": 0.1 / total, "none": 0.0, "nltk-3.2": 1.0}[rule]
     with np.errstate(divide="ignore"):
         logs = np.log(np.where(matches > 0, matches / total, missing))
     brevity = np.minimum(0, 1 - closest / np.maximum(lengths, 1))
@@ -313,7 +315,7 @@ def _closest_other(lengths: np.ndarray) -> np.ndarray:
     distinct, place, times = np.unique(lengths, return_inverse=True, return_counts=True)
     closest = distinct.copy()
     for i in np.flatnonzero(times == 1):
-        neighbours = np.delete(distinct[max(0, i - 1) : i + 2], min(i, 1))
+        neighbours = np.delete(distinct[max(0, i - 1) : i + 2], min(int(i), 1))
         closest[i] = _closest(distinct[i], neighbours)
     return closest[place]
 

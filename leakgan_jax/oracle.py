@@ -10,7 +10,7 @@ import os
 import pathlib
 import pickle
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -210,7 +210,7 @@ def _matmul(x: Array, y: Array) -> Array:
 
 def _shapes(num_words: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Shape of every array, by name, in the published order."""
-    shapes = {"embedding": (num_words, width)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (num_words, width)}
     for gate in ("i", "f", "og", "c"):
         shapes |= {f"W{gate}": (width, hidden), f"U{gate}": (hidden, hidden), f"b{gate}": (hidden,)}
     return shapes | {"Wo": (hidden, num_words), "bo": (num_words,)}
@@ -224,7 +224,8 @@ def _validated(arrays: dict[str, np.ndarray]) -> dict[str, Array]:
     for name in ("embedding", "Wo"):
         if arrays[name].ndim != 2 or not arrays[name].size:
             raise OracleError(f"array {name} has shape {arrays[name].shape}, should be a matrix that is not empty")
-    for name, shape in _shapes(*arrays["embedding"].shape, arrays["Wo"].shape[0]).items():
+    num_words, width = arrays["embedding"].shape
+    for name, shape in _shapes(num_words, width, arrays["Wo"].shape[0]).items():
         if arrays[name].shape != shape:
             found = arrays[name].shape
             raise OracleError(f"array {name} has shape {found}, should have {shape} to fit embedding and Wo")
@@ -270,7 +271,7 @@ class _PickledArray:
     """Stands for `numpy.ndarray`: NumPy's own `__setstate__` is native code that trusts what it is given."""
 
     def __init__(self, *_):  # the arguments of `_reconstruct`, which makes an empty array
-        self.state = None
+        self.state: Any = None
 
     def __setstate__(self, state):
         self.state = state

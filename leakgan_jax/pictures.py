@@ -87,7 +87,8 @@ def fonts_for(words: Iterable[str]) -> tuple[list[str], set[str]]:
     from matplotlib import font_manager, ft2font
 
     logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)  # a family without the usual weight will do
-    families, missing = [], set().union(*words)
+    families: list[str] = []
+    missing: set[str] = set().union(*words)
     installed = sorted({entry.name for entry in font_manager.fontManager.ttflist})
     for family in [_FONT, *installed]:
         if families and not missing:
@@ -131,7 +132,7 @@ def draw_features(
     followed = zip(view.traces, sentences, _ENDS, strict=False)
     for number, (trace, ids, marker) in enumerate(followed, start=1):
         points = trace[: len(ids) + 1]
-        steps = np.stack([points[:-1], points[1:]], axis=1)
+        steps = list(np.stack([points[:-1], points[1:]], axis=1))
         axes.add_collection(LineCollection(steps, colors="white", linewidths=3.4, zorder=3))
         line = axes.add_collection(LineCollection(steps, cmap="viridis", norm=time, linewidths=1.8, zorder=4))
         line.set_array(np.arange(1, len(points)))

@@ -42,8 +42,8 @@ def draw_curves(
         draw("nll_oracle", "o-", _ORACLE, "NLL_oracle of samples")
     if scored:
         draw("nll_gen", "s-", _GEN, "NLL_gen of held-out real text")
-    if real_nlls[0] is not None:
-        real = statistics.fmean(real_nlls)
+    if known := [nll for nll in real_nlls if nll is not None]:
+        real = statistics.fmean(known)
         axes.axhline(real, color=_REAL, ls="--", lw=1, label=f"real text under the oracle, {real:.2f}")
     if config.adversarial_iterations and pretrain_end:
         axes.axvline(pretrain_end, color="0.5", lw=1)
@@ -84,10 +84,11 @@ def table(rows: dict[str, list[list[dict[str, Any]]]], real_nlls: Sequence[float
 
 def _mean(values: Sequence[float | None], form: str = "{:.3f}") -> str:
     """A value; the mean of several and their sample standard deviation; nothing where it does not apply."""
-    if values[0] is None:
+    known = [value for value in values if value is not None]
+    if not known:
         return ""
-    mean = form.format(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
+    mean = form.format(statistics.fmean(known))
+    return mean if len(known) == 1 else f"{mean} ± {form.format(statistics.stdev(known))}"
 
 
 def write_report(

@@ -132,7 +132,7 @@ def _sample_with_values(config, params, keys: Key, temperature, judge) -> tuple[
     for first in range(0, config.num_blocks, shared):
         blocks = range(first, min(first + shared, config.num_blocks))
         if joining := [block for block in blocks if block]:
-            copied = carry._replace(keys=None)
+            copied = carry._replace(keys=None)  # type: ignore[arg-type]  # the copies get keys of their own
             children = jax.tree.map(lambda x: jnp.concatenate([x[:batch]] * repeats * len(joining)), copied)
             own_keys = [completion_keys(config, keys, block - 1).reshape(-1) for block in joining]
             children = children._replace(keys=jnp.concatenate(own_keys))
@@ -238,7 +238,7 @@ def log_probs(config: Config, params: Params | BaselineParams, tokens: Array, te
 
     def score(rows):
         rows = parallel.spread(rows)
-        if config.model != "leakgan":
+        if isinstance(params, BaselineParams):
             return language_model.log_probs(generator_sizes(config), params.generator, rows, temperature)
         features = discriminator.prefix_features(config, params.discriminator, rows)
         return teacher_force(config, params, rows, features, temperature)[0]
@@ -262,7 +262,7 @@ def generator_sizes(config: Config) -> language_model.Sizes:
 
 
 def _generator(config: Config, params: Params | BaselineParams) -> Generator:
-    return _leaking(config, params) if config.model == "leakgan" else _plain(config, params)
+    return _plain(config, params) if isinstance(params, BaselineParams) else _leaking(config, params)
 
 
 def _leaking(config: Config, params: Params) -> Generator:

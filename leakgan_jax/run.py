@@ -103,8 +103,8 @@ def schedule(config: Config) -> list[Unit]:
         interleave = config.interleave_every and iteration % config.interleave_every == 0 and iteration < last
         kinds = ["generator"] + ["discriminator"] * config.adversarial_draws + ["mle"] * bool(interleave)
         evaluate = iteration % config.eval_every == 0 or iteration == last
-        ends = [False] * (len(kinds) - 1) + [evaluate]
-        units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, ends)]
+        scored = [False] * (len(kinds) - 1) + [evaluate]
+        units += [Unit("adversarial", kind, iteration, end) for kind, end in zip(kinds, scored)]
     return units
 
 
@@ -243,11 +243,9 @@ def train(
             if any(problems):
                 _save(checkpoints, index, before, extras, lines)
                 place, wrong = next((place, wrong) for place, wrong in zip(places, problems, strict=True) if wrong)
-                found = (
-                    f"; {_find_operation(config, unit.kind, before, arrays, jax.random.clone(key))}"
-                    if debug_nans
-                    else ""
-                )
+                found = ""
+                if debug_nans:
+                    found = f"; {_find_operation(config, unit.kind, before, arrays, jax.random.clone(key))}"
                 raise RunError(_describe_problem(place, out, unit, index, wrong, found))
             if unit.evaluate and first:
                 for place, (tokens, _) in zip(places, scored, strict=True):
@@ -257,8 +255,8 @@ def train(
                     display.message(warnings[0])
                 collapsed = bool(warnings)
             if unit == last_mle:
-                for extra, rows in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
-                    extra["mle_last"] = rows
+                for extra, own in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
+                    extra["mle_last"] = own
             seconds = round(time.monotonic() - clock, 3)
             for i, place in enumerate(places):
                 extras[i]["seconds"] = new[i]["seconds"] = seconds
@@ -275,7 +273,7 @@ def train(
             if stop:
                 return stop
         display.message("scoring the table")
-        rows = {}
+        rows: dict[str, list[list[dict[str, Any]]]] = {}
         if last_mle:
             try:
                 best = _stack([of_seed.restore(shapes, "mle").state.params for of_seed in checkpoints])
@@ -294,9 +292,9 @@ def train(
             draw_curves()
             report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
             for i, place in enumerate(places if len(seeds) > 1 else ()):
-                own = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
+                one = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
                 report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-                report.write_report(place, config, own, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
+                report.write_report(place, config, one, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
     return None
 
 
@@ -381,7 +379,7 @@ def encode_heldout(
             f"note: {out:,} of {len(sentences):,} sentences of {name} are longer than the run's and left out of NLLs"
         )
     types = {word for words in kept for word in words}
-    if (unknown := vocabulary.unknown([types])) > 0.5:
+    if (unknown := vocabulary.unknown([list(types)])) > 0.5:
         on_doubt(f"warning: the run knows only {1 - unknown:.0%} of the different words of {name}; see its tokens")
     return data.encode_rows(kept, vocabulary, config.length)
 
@@ -500,13 +498,13 @@ def _over_seeds(function, tree: Any, arrays: Arrays, key: Key):
     return jax.vmap(function, (0, _seed_axes(arrays), 0), spmd_axis_name=axis)(tree, arrays, key)
 
 
-def _seed_axes(arrays: Arrays) -> Arrays:
+def _seed_axes(arrays: Arrays) -> Any:
     """For `vmap` over seeds: each has sentences of its own in the synthetic task, and all have the same text."""
-    axis = 0 if arrays.train.ndim == 3 else None
+    axis: Any = 0 if arrays.train.ndim == 3 else None
     return Arrays(axis, axis, None)
 
 
-def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperature: float) -> list[tuple[Array, dict]]:
+def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperature: float) -> list[tuple[Any, dict]]:
     """What `evaluate` returns, of each seed."""
     tokens, metrics = jax.device_get(_evaluate(config, params, arrays, key, temperature))
     scored = []

@@ -5,6 +5,7 @@ Nothing here trains, and nothing else reads or writes the first two.
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,15 @@ _RECORD = {
     "versions": dict,
     "device": str,
 }
+# Of JAX's settings, those that change numbers.
+_JAX_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_default_matmul_precision",
+    "jax_disable_most_optimizations",
+)
 
 
 class RunError(ValueError):
@@ -158,8 +168,7 @@ def _open_directory(
         "data": facts.source,
         "data_dir": place,
         "command": command,
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
+        **environment(),
     }
     if facts.vocabulary is not None:
         facts.vocabulary.save(out / "vocabulary.json")
@@ -194,6 +203,38 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+    """What can change the bits of a run beside its settings and seed, for config.json: see `docs/determinism.md`.
+
+    Ask after `jax.distributed.initialize`: `devices` are those of all processes. `mesh` is the one that training uses.
+    """
+    kept = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "NVIDIA_TF32_OVERRIDE")
+    return {
+        "versions": versions(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape) if mesh else {},
+        "cpu": _cpu(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k in kept or k.startswith("JAX_")},
+        "jax_settings": {name: jax.config.values.get(name) for name in _JAX_SETTINGS},
+    }
+
+
+def _cpu() -> str:
+    """The processor and its vector instructions, by which XLA chooses its code; Linux alone tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    first = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = first.get("flags", first.get("Features", "")).split()  # of x86, of ARM
+    vector = [flag for flag in flags if flag.startswith(("sse", "avx", "fma", "amx", "asimd", "sve"))]
+    return " ".join([first.get("model name", platform.machine()), *sorted(vector)])
 
 
 def keep_lines(path: Path, done: int) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from leakgan_jax import data, oracle, run, training
 from leakgan_jax.config import Config, ConfigError
+from leakgan_jax.metrics import Rule
 from leakgan_jax.models import language_model
 from leakgan_jax.types import Array, Key, Params
 
@@ -48,7 +49,7 @@ class References(NamedTuple):
 
 def references(config: Config, task: run.Task) -> References:
     """The test split of the task if it has one, its held-out split otherwise."""
-    if task.test_sentences is not None:
+    if task.vocabulary is not None and task.test_sentences is not None:
         return word_references(config, task.vocabulary, task.test_sentences, "the test split")
     if task.vocabulary is not None:
         return word_references(config, task.vocabulary, task.heldout_sentences, "the held-out split")
@@ -81,7 +82,7 @@ def sweep(
     num: int | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
     compared: References | None = None,
-    rule: str = "method1",
+    rule: Rule = "method1",
     sizes: language_model.Sizes | None = None,
     schedule: language_model.Schedule | None = None,
     done: int = 0,
@@ -177,7 +178,7 @@ _nll = jax.jit(language_model.nll, static_argnums=0)
 _oracle_nll = jax.jit(oracle.nll)
 
 
-def _sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> list[list[Hashable]]:
+def _sentences(vocabulary: data.Vocabulary | None, rows: np.ndarray) -> Sequence[Sequence[Hashable]]:
     """`[n, T]` ids as lists of words up to the end, or of the ids where there are no words."""
     if vocabulary is None:
         return rows.tolist()

@@ -5,7 +5,7 @@ them, with `config` static. Everything here draws from the key it is given and f
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ class Model(NamedTuple):
     """
 
     init: Callable[[Config, Key], State]
-    pretrain_step: Callable[[Config, State, Array], tuple[State, Metrics]]  # on real tokens, [B, T]
-    train_step: Callable[[Config, State, Array, Key], tuple[State, Metrics]] | None  # real, key; of the generator
-    discriminator_step: Callable[..., tuple[State, Metrics]] | None  # config, state, tokens, is_real, real, key
+    pretrain_step: Callable[[Config, Any, Array], tuple[Any, Metrics]]  # on real tokens, [B, T]
+    train_step: Callable[[Config, Any, Array, Key], tuple[Any, Metrics]]  # real, key; of the generator
+    discriminator_step: Callable[..., tuple[Any, Metrics]]  # config, state, tokens, is_real, real, key
 
 
 def model(config: Config) -> Model:
@@ -49,7 +49,7 @@ def model(config: Config) -> Model:
     if config.model == "leakgan":
         return Model(_init, mle_step, lambda c, state, real, key: generator_step(c, state, key), of_discriminator)
     if config.model == "mle":
-        return Model(mle.init, mle.pretrain_step, None, None)
+        return Model(mle.init, mle.pretrain_step, None, None)  # type: ignore[arg-type]  # never called
     if config.model == "rankgan":
         return Model(rankgan.init, rankgan.pretrain_step, rankgan.train_step, rankgan.ranker_step)
     return Model(seqgan.init, seqgan.pretrain_step, seqgan.train_step, of_discriminator)

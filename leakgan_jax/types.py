@@ -22,8 +22,7 @@ class Params(NamedTuple):
     discriminator: Any
 
 
-@struct.dataclass
-class NetState:
+class NetState(struct.PyTreeNode):
     """One network and its optimizer.
 
     The Manager, the Worker and a baseline's generator keep the moments of supervised and of adversarial gradients
@@ -34,8 +33,7 @@ class NetState:
     opt_state: Any
 
 
-@struct.dataclass
-class GanState:
+class GanState(struct.PyTreeNode):
     """All that training changes, and no functions, keys or settings: safe to donate, save, vmap, compare."""
 
     manager: NetState
@@ -54,12 +52,11 @@ class BaselineParams(NamedTuple):
     discriminator: Any  # of RankGAN the ranker; None in the MLE model, which nothing judges
 
 
-@struct.dataclass
-class BaselineState:
+class BaselineState(struct.PyTreeNode):
     """What `GanState` is to LeakGAN."""
 
     generator: NetState
-    discriminator: NetState | None
+    discriminator: Any  # NetState; None in the MLE model
 
     @property
     def params(self) -> BaselineParams:
@@ -71,4 +68,4 @@ class Rollout(NamedTuple):
 
     tokens: Array  # [B, T] int32, PAD after the end token
     log_probs: Array  # [B, T] float32, of the sampled token at the sampling temperature; 0 after the end
-    features: Array | None  # [B, T + 1, F] float32, leaked features of prefixes 0..T; a baseline's has none
+    features: Any  # [B, T + 1, F] float32, leaked features of prefixes 0..T; a baseline's has none

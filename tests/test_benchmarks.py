@@ -5,13 +5,14 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks import ablation, measure, scaling, schedule, start, textbook, throughput, work
+from benchmarks import ablation, communication, measure, scaling, schedule, start, textbook, throughput, work
 from leakgan_jax import config as config_
 from leakgan_jax import rollout, training
 
@@ -414,3 +415,34 @@ def test_bad_input_ends_in_one_line_and_status_2(command, arguments, capsys):
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and arguments[-1] in error
+
+
+# --- Communication ---------------------------------------------------------------------------------------------------
+
+
+def test_communication_counts_the_parameters_and_work_that_there_are(tiny_config):
+    config = tiny_config(batch_size=4, draw_size=10, adversarial_draws=3, discriminator_epochs=2, generator_steps=5)
+    sizes = communication.parameters(config)
+    drawn = training.init(config, jax.random.key(0)).params
+    assert sizes == {name: sum(map(np.size, jax.tree.leaves(net))) for name, net in drawn._asdict().items()}
+    mle, generator, judge, iteration = communication.kinds(config)
+    assert mle.sent == generator.sent == sizes["manager"] + sizes["worker"] and judge.sent == sizes["discriminator"]
+    assert generator.computed == work.generator_step(config) and judge.computed == work.discriminator_step(config, 4)
+    updates = 3 * 2 * 5  # draws, epochs, whole batches of 4 in 10 negatives and 10 positives
+    assert iteration.sent == 5 * generator.sent + updates * judge.sent and f"{updates} D steps" in iteration.name
+    assert iteration.computed == 5 * generator.computed + 3 * work.sample(config, 10) + updates * judge.computed
+    link = communication.Link("", 8, 7.0)
+    assert math.isclose(communication.sending(judge, link), 1e3 * 1.75 * 4 * judge.sent / 7e9)
+    assert math.isclose(communication.computing(judge, 1e9), 1e3 * 2 * judge.computed / 1e9)
+
+
+def test_the_table_of_the_scaling_page_is_what_the_program_prints(capsys):
+    communication.main([])
+    printed = capsys.readouterr().out
+    assert printed in (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    communication.main(["--tflops", "40"])
+    halved = capsys.readouterr().out
+    assert "Assumed: 20 TFLOP/s" in printed and "Assumed: 40 TFLOP/s" in halved
+    assert "| D step | 28.2 | 2,594 | 0.259 |" in printed and "| D step | 28.2 | 2,594 | 0.13 |" in halved
+    with pytest.raises(SystemExit, match="2"):
+        communication.main(["--tflops", "0"])

@@ -94,6 +94,26 @@ def test_a_run_leaves_every_file(finished):
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_record_says_what_can_change_the_bits(finished, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag=1")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_another=2")
+    monkeypatch.setenv("JAX_A_SETTING", "3")
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    now = rundir.environment(mesh)
+    assert now == json.loads(json.dumps(now))
+    assert now["versions"] == rundir.versions() and now["versions"]["jax"] == jax.__version__
+    assert (now["backend"], now["devices"], now["processes"]) == ("cpu", jax.device_count(), 1)
+    assert now["mesh"] == {"data": 1} and rundir.environment()["mesh"] == {}
+    assert now["cpus"] == len(os.sched_getaffinity(0)) and now["cpu"]
+    given = {"XLA_FLAGS": "--xla_some_flag=1", "LIBTPU_INIT_ARGS": "--xla_another=2", "JAX_A_SETTING": "3"}
+    assert now["variables"].items() >= given.items() and "PATH" not in now["variables"]
+    assert now["jax_settings"]["jax_default_matmul_precision"] == "float32"  # of conftest
+    assert not [name for name, value in now["jax_settings"].items() if value is None], "a setting that JAX lost"
+    record = json.loads((finished / "config.json").read_text())
+    assert {name: record[name] for name in ("cpu", "versions")} == {name: now[name] for name in ("cpu", "versions")}
+    assert record.keys() >= now.keys()
+
+
 def test_metric_lines_follow_the_schedule(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     units = run.schedule(rundir.open_run(finished)[0])
