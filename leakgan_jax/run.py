@@ -200,7 +200,7 @@ def train(
     if config.dataset and jax.process_count() > 1:  # prepared by one process, then read by all
         parallel.on_first(lambda: data.load_corpus(config, manual_dir, data_dir))
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
-    facts = rundir.Facts(task.source, task.vocabulary)
+    facts = rundir.Facts(task.source, task.vocabulary, rundir.environment(devices))
     units, keys = schedule(config), parallel.place(devices, _keys(seeds), _seeds_axis(seeds))
     places = rundir.directories(out, seeds)
     real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
@@ -216,6 +216,8 @@ def train(
     with contextlib.ExitStack() as stack, _Signals() as signals:
         opened = rundir.open_directories(config, seeds, facts, out, resume, command, data_dir)
         parallel.on_first(lambda: stack.enter_context(opened))
+        if resume and (changed := rundir.changes(out, facts.environment)):
+            display.message(f"note: rounding may differ from before, as this did change: {', '.join(changed)}")
         stack.enter_context(jax.set_mesh(devices) if devices.size > 1 else contextlib.nullcontext())
         checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
 
     source: dict[str, Any]  # what the data was, for config.json
     vocabulary: data.Vocabulary | None
+    environment: dict[str, Any]  # what can change bits, as `environment` has it
 
 
 def directories(out: Path, seeds: Sequence[int]) -> list[Path]:
@@ -168,7 +170,7 @@ def _open_directory(
         "data": facts.source,
         "data_dir": place,
         "command": command,
-        **environment(),
+        **facts.environment,
     }
     if facts.vocabulary is not None:
         facts.vocabulary.save(out / "vocabulary.json")
@@ -211,6 +213,7 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
     Ask after `jax.distributed.initialize`: `devices` are those of all processes. `mesh` is the one that training uses.
     """
     kept = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "NVIDIA_TF32_OVERRIDE")
+    idle = re.compile("JAX_.*(CACHE|COORDINATOR|PROCESS|LOG)")  # places, names and talk
     return {
         "versions": versions(),
         "backend": jax.default_backend(),
@@ -220,7 +223,9 @@ def environment(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
         "mesh": dict(mesh.shape) if mesh else {},
         "cpu": _cpu(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k in kept or k.startswith("JAX_")},
+        "variables": {
+            k: v for k, v in sorted(os.environ.items()) if k in kept or (k.startswith("JAX_") and not idle.match(k))
+        },
         "jax_settings": {name: jax.config.values.get(name) for name in _JAX_SETTINGS},
     }
 
@@ -235,6 +240,20 @@ def _cpu() -> str:
     flags = first.get("flags", first.get("Features", "")).split()  # of x86, of ARM
     vector = [flag for flag in flags if flag.startswith(("sse", "avx", "fma", "amx", "asimd", "sve"))]
     return " ".join([first.get("model name", platform.machine()), *sorted(vector)])
+
+
+def changes(out: Path, now: dict[str, Any]) -> list[str]:
+    """`name (then, now)` for what can change bits and differs from when the run in `out` began."""
+    then = open_run(out, several=True)[2]
+    changed = []
+    for name, value in now.items():
+        old = then.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            pairs = [(f"{key}", old.get(key), value.get(key)) for key in sorted({*old, *value})]
+        else:
+            pairs = [(name, old, value)]
+        changed += [f"{key} ({a}, now {b})" for key, a, b in pairs if a != b]
+    return changed
 
 
 def keep_lines(path: Path, done: int) -> list[dict[str, Any]]:
