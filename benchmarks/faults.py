@@ -146,10 +146,17 @@ def stored_arrays(checkpoint: Path) -> dict[str, str]:
     """A digest of every array of a checkpoint, as Orbax reads it and without a look at our own digests."""
     import orbax.checkpoint as ocp
 
+    state = checkpoint / "state"
+    shares = [state] if (state / "_METADATA").exists() else sorted(state.iterdir())  # of each process, or the only one
+    found = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore(checkpoint / "state")
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-    return {name: _sha(f"{a.dtype}{a.shape}".encode() + a.tobytes()) for name, a in arrays.items()}
+        for share in shares:
+            for path, leaf in jax.tree.leaves_with_path(reader.restore(share)):
+                array = np.asarray(leaf)
+                found[jax.tree_util.keystr(path)] = _sha(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    if not found:
+        raise Wrong(f"{checkpoint.name} holds no arrays")
+    return found
 
 
 def table(out: Path) -> list[str]:
@@ -308,6 +315,7 @@ class Process:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "leakgan_jax.cli"]
 ASKED = """
 import contextlib, io, json, sys, traceback
 from leakgan_jax import cli
@@ -385,8 +393,9 @@ class Workshop:
     def train(self, out: Path, *argv: str, log: str = "") -> Process:
         if self._closed:
             raise Wrong("the program ends")
-        command = [sys.executable, "-m", "leakgan_jax.cli", "train", "--out", str(out), *argv]
-        process = Process(command, self._env, self.folder / f"{out.name}{log}.log")
+        process = Process(
+            [*COMMAND, "train", "--out", str(out), *argv], self._env, self.folder / f"{out.name}{log}.log"
+        )
         self._live.append(process)
         return process
 
@@ -629,15 +638,15 @@ def delete(out: Path, rng: random.Random) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def mounted(*argv: str) -> Iterator[None]:
-    """Mounts as `mount` does, the place last. Raises Skipped where that is not allowed."""
+def mounted(*argv: str, undo: bool = True) -> Iterator[None]:
+    """Mounts as `mount` does, the place last, and unmounts. Raises Skipped where that is not allowed."""
     done = subprocess.run(["mount", *argv], capture_output=True, text=True) if shutil.which("mount") else None
     if done is None or done.returncode:
         raise Skipped(f"mount is not allowed: {done.stderr.strip()}" if done else "there is no mount")
     try:
         yield
     finally:
-        if subprocess.run(["umount", argv[-1]], capture_output=True).returncode:
+        if undo and subprocess.run(["umount", argv[-1]], capture_output=True).returncode:
             subprocess.run(["umount", "--lazy", argv[-1]], capture_output=True)
 
 
@@ -645,7 +654,7 @@ def full(shop: Workshop, rng: random.Random, out: Path) -> list[Trial]:
     """The disk fills up while the run trains, so that its next checkpoint (or the one in hand) does not fit."""
     unit, share = rng.randint(2, int(0.8 * shop.units)), rng.uniform(0, 0.95)
     disk = out.with_name(f"{out.name}-disk")
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     with mounted("-t", "tmpfs", "-o", "size=64m", "leakgan-faults", str(disk)):
         run = disk / out.name
         try:
@@ -678,14 +687,16 @@ def _blocks(folder: Path) -> int:
 
 def read_only(shop: Workshop, rng: random.Random, out: Path) -> list[Trial]:
     """The directory turns read-only while the run trains, which cannot be resumed until it is writable again."""
-    unit = rng.randint(2, int(0.8 * shop.units))
+    unit, view = rng.randint(2, int(0.8 * shop.units)), out.with_name(f"{out.name}-view")
+    view.mkdir(exist_ok=True)
     process = shop.train(out, *SIZES)
     try:
         process.until(lambda: units_done(out) >= unit)
-        # A mount over the directory: files that are open stay so, a lock among them, and every new one is refused.
-        with mounted("--bind", str(out), str(out)), mounted("-o", "remount,bind,ro", str(out)):
-            ended = process.ended()
-            refused = shop.train(out, "--resume", log="-refused").ended()
+        # A read-only mount over the directory: files that are open stay so, a lock among them; no other opens to write.
+        with mounted("--bind", str(out), str(view)), mounted("-o", "remount,bind,ro", str(view), undo=False):
+            with mounted("--bind", str(view), str(out)):
+                ended = process.ended()
+                refused = shop.train(out, "--resume", log="-refused").ended()
     finally:
         process.kill()
     for name, tried in {"trained": ended, "resumed": refused}.items():
@@ -693,6 +704,7 @@ def read_only(shop: Workshop, rng: random.Random, out: Path) -> list[Trial]:
             raise Wrong(f"{name} when read-only: status {tried.status}, not one line: {tried.stderr[-300:]}")
     what = f"after unit {units_done(out)}"
     shop.expect_whole(out, shop.start_or_resume(out).ended())
+    view.rmdir()
     return [{"what": what, "outcome": "resumed identically", "why": one_line(ended.stderr)}]
 
 
@@ -875,7 +887,14 @@ def summary(book: Book, kind: str, wanted: int) -> dict[str, Any]:
     counts = Counter(trial["outcome"] for trial in trials)
     line: dict[str, Any] = {"kind": kind, "wanted": wanted, "trials": len(trials)}
     line |= {outcome.replace(" ", "_").lower(): counts[outcome] for outcome in OUTCOMES}
-    line["reasons"] = sorted({t["why"] for t in trials if t["outcome"] in ("skipped", "FAILED")})[:10]
+    line["reasons"] = sorted(
+        {
+            f"{t['what']}: {t['why']}" if "what" in t else t["why"]
+            for t in trials
+            if t["outcome"] in ("skipped", "FAILED")
+        }
+    )[:10]
+    line["unnoticed"] = sum(trial["why"].startswith("unnoticed") for trial in trials)  # of those that failed
     if kind == "kill":
         line["signals"] = dict(Counter(trial["signal"] for trial in trials if "signal" in trial))
         line["unfinished_checkpoints"] = sum(trial.get("unfinished", False) for trial in trials)
