@@ -6,7 +6,8 @@
 One run of the preset, checkpoints at the interval that users have, in one process: the functions of `KEEPING` are
 timed from outside while it trains, those within others apart, and every unit until its results are there. The first
 unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the run
-safe are counted, so the share is an upper bound. What the checks of `COMPILED` add to a unit is timed afterwards: the
+safe are counted (the first curves wait for fonts), so the share is an upper bound; the share with a median call for each
+first one is printed beside it. What the checks of `COMPILED` add to a unit is timed afterwards: the
 units with and without them, called in turn. Data is drawn here. Prints a Markdown table and appends a JSON line.
 """
 
@@ -137,11 +138,17 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown(training_parts, keeping, trained))
     if missing:
         print(f"\nNot in this version: {', '.join(missing)}")
+    warm = spent + sum(part.median - part.first for part in keeping)
     verdict = "under" if spent / trained < LIMIT else "NOT under"
     print(f"\n{spent:.2f} s of {trained:.1f} s of training: {spent / trained:.2%}, {verdict} {LIMIT:.0%};", end=" ")
-    print(f"{spent / units:.2%} of the {units:.1f} s of units alone")
+    print(f"{spent / units:.2%} of the {units:.1f} s of units alone; {warm / trained:.2%} of training when warm")
     line = {"preset": args.preset, "seconds_of_training": trained, "seconds_of_units": units}
-    line |= {"seconds_of_keeping": spent, "share": spent / trained, "share_of_units": spent / units}
+    line |= {
+        "seconds_of_keeping": spent,
+        "share": spent / trained,
+        "share_of_units": spent / units,
+        "share_warm": warm / trained,
+    }
     line |= {"parts": [part._asdict() for part in parts] + ([inside._asdict()] if inside else []), "missing": missing}
     with open(args.out, "a", encoding="utf-8") as file:
         file.write(json.dumps(line | facts) + "\n")
