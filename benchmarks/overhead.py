@@ -5,10 +5,10 @@
 
 One run of the preset, checkpoints at the interval that users have, in one process: the functions of `KEEPING` are
 timed from outside while it trains, those within others apart, and every unit until its results are there. The first
-unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the run
-safe are counted (the first curves wait for fonts), so the share is an upper bound; the share with a median call for each
-first one is printed beside it. What the checks of `COMPILED` add to a unit is timed afterwards: the
-units with and without them, called in turn. Data is drawn here. Prints a Markdown table and appends a JSON line.
+unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the
+run safe are counted (the first curves wait for fonts), so the share is an upper bound; beside it is the share with a
+median call in place of each first one. What the checks of `COMPILED` add to a unit is timed afterwards: the units with
+and without them, called in turn. Data is drawn here. Prints a Markdown table and appends a JSON line.
 """
 
 import contextlib
