@@ -513,8 +513,9 @@ def kill(shop: Workshop, rng: random.Random, out: Path, times: int) -> list[Tria
         ended = process.ended()
         _check_goes_on(stopped, ended, out)
         stopped = None
-        if complete or (at == shop.units and ended.status == 0):
-            break  # it was done before
+        at_end = at == shop.units and (out / "report.md").exists() and ended.status in (0, -SIGNALS[name])
+        if complete or at_end:
+            break  # there was nothing left to stop
         trial = {"signal": name, "moment": moment, "unit": units_done(out), "unfinished": unfinished(out)}
         trials.append({**trial, "outcome": "resumed identically", "why": ""})
         if name != "SIGKILL":
