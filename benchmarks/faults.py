@@ -773,6 +773,7 @@ FAULTS: dict[str, Callable[..., list[Trial]]] = {
     "second": second,
     "host": host,
 }
+DAMAGES = {"flip", "truncate", "empty", "half-written", "delete"}
 
 
 # --- The program -----------------------------------------------------------------------------------------------------
@@ -932,7 +933,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs as well
     print(f"{measure.described(facts)}, seed {args.seed}; {len(book.trials)} trials were made before", flush=True)
     try:
-        print(f"the run left alone has {shop.units} units; {len(shop.stopped)} runs stopped", flush=True)
+        print(f"the run left alone has {shop.units} units", flush=True)
+        if DAMAGES & wanted.keys():  # made here, not by each job for itself
+            print(f"{len(shop.stopped)} runs were stopped, to be damaged", flush=True)
         work_through(shop, book, wanted, args.jobs)
     finally:
         shop.close()
