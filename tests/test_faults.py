@@ -78,6 +78,8 @@ def test_only_a_best_checkpoint_may_be_refused(whole, tmp_path):
     assert faults.differences(read(whole), read(without, mle=None)) == []
     assert faults.differences(read(whole), read(whole, newest=None)) == ["the newest checkpoint says something else"]
     assert "lacks the row" in faults.differences(read(whole), read(without, best=None))[0]
+    lacking = make_run(tmp_path / "lacking", table=TABLE[:3])
+    assert "lacks the row | LeakGAN" in faults.differences(read(whole), read(lacking, mle=None))[0]
 
 
 def test_a_newest_checkpoint_of_another_step_is_noticed(whole):
