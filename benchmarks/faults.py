@@ -661,10 +661,12 @@ def full(shop: Workshop, rng: random.Random, out: Path) -> list[Trial]:
         try:
             process = shop.train(run, *SIZES)
             process.until(lambda: units_done(run) >= unit and bool(steps(run)))
+            process.send(signal.SIGSTOP)  # or what is free changes meanwhile
             left = int(share * _blocks(run / "checkpoints" / str(steps(run)[-1])))
             free = os.statvfs(disk)
             with open(disk / "filler", "wb") as filler:
                 os.posix_fallocate(filler.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
+            process.send(signal.SIGCONT)
             ended = process.ended()
             what = f"{left} bytes left after unit {units_done(run)}, unfinished checkpoint {unfinished(run)}"
             line = one_line(ended.stderr)
