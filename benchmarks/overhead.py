@@ -1,0 +1,244 @@
+"""What keeping a run safe costs: checkpoints, checks, metric lines and curves, beside the training they are made for.
+
+    python -m benchmarks.overhead
+    python -m benchmarks.overhead --preset synthetic20
+
+One run of the preset, checkpoints at the interval that users have, in one process: the functions of `KEEPING` are
+timed from outside while it trains, those within others apart, and every unit until its results are there. The first
+unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the
+run safe are counted (the first curves wait for fonts), so the share is an upper bound; beside it is the share with a
+median call in place of each first one. What the checks of `COMPILED` add to a unit is timed afterwards: the units with
+and without them, called in turn. Data is drawn here. Prints a Markdown table and appends a JSON line.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+
+from benchmarks import measure
+from leakgan_jax import ConfigError, preset, run, training
+from leakgan_jax.config import Config
+from leakgan_jax.display import Display
+
+# What is timed: its name in the table, module, function. One that this version does not have is said to be missing.
+TRAINING = (("unit", "leakgan_jax.run", "_run_unit"), ("evaluation", "leakgan_jax.run", "_scores"))
+TABLE = (("table", "leakgan_jax.run", "_table_rows"),)  # neither
+KEEPING = (
+    ("checkpoint: state from the device", "leakgan_jax.run", "_save"),
+    ("checkpoint: write, sync, rename", "leakgan_jax.checkpoint", "Checkpoints.save"),
+    ("checkpoint: digests of arrays", "leakgan_jax.checkpoint", "_digest"),
+    ("finite checks", "leakgan_jax.run", "_require_finite"),
+    ("finite checks", "leakgan_jax.health", "problem"),
+    ("collapse checks", "leakgan_jax.health", "collapse"),
+    ("agreement of processes", "leakgan_jax.parallel", "agree"),
+    ("metric lines", "leakgan_jax.rundir", "append"),
+    ("samples.txt", "leakgan_jax.run", "write"),
+    ("curves", "leakgan_jax.report", "draw_curves"),
+)
+# Checks inside the compiled units: module, function, and what does nothing in its place.
+COMPILED: tuple[tuple[str, str, Callable[..., Any]], ...] = (
+    ("leakgan_jax.health", "gradient", lambda name, grads: {}),
+    ("leakgan_jax.health", "state", lambda tree: {}),
+)
+IN_UNITS = "checks inside the units"
+LIMIT = 0.03  # of training
+
+
+class Part(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    calls: int
+    median: float  # seconds of a call, without what is another row
+    first: float
+    total: float
+
+
+class Account:
+    """Seconds by name, those of a function within another counted once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.over = False  # training, not the run
+        self._open: list[tuple[str, float]] = []
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """`function`, its time counted until its results are there."""
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            own = f"unit, {args[1]}" if name == "unit" else name
+            if self.over or any(outer == "table" for outer, _ in self._open):
+                own = "table"
+            self._open.append((own, 0.0))
+            began = time.perf_counter()
+            try:
+                return jax.block_until_ready(function(*args, **kwargs))
+            finally:
+                elapsed = time.perf_counter() - began
+                _, within = self._open.pop()
+                self.seconds[own].append(elapsed - within)
+                if self._open:
+                    outer, others = self._open[-1]
+                    self._open[-1] = outer, others + elapsed
+
+        return call
+
+
+class Watched(Display):
+    """Tells the account when training is over; what comes then is the report."""
+
+    def __init__(self, account: Account):
+        super().__init__()
+        self._account = account
+
+    def message(self, text: str) -> None:
+        self._account.over |= text == "scoring the table"
+        super().message(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = measure.parser("benchmarks.overhead", __doc__)
+    parser.add_argument("--preset", default="quickstart", metavar="NAME", help="of the synthetic task")
+    parser.add_argument(
+        "--repeats", type=measure.positive, default=9, help="calls of each unit with and without checks"
+    )
+    parser.add_argument("--budget", type=measure.seconds, default=60, help="seconds for them, or 3 calls of each")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.jsonl"))
+    args = parser.parse_args(argv)
+    try:
+        config = preset(args.preset)
+    except ConfigError as error:
+        parser.error(str(error))
+    if config.is_text:
+        parser.error(f"{args.preset} is of text; give a preset of the synthetic task")
+    parser.check_writable(args.out)
+    jax.config.update("jax_default_matmul_precision", "float32")  # of scores; training has a setting of its own
+    facts = measure.facts()
+    print(measure.described(facts), flush=True)
+    parts, missing = measured(config)
+    training_parts = [part for part in parts if is_training(part.name)]
+    keeping = [part for part in parts if not is_training(part.name)]
+    inside = in_units(config, training_parts, args.repeats, args.budget)
+    keeping += [inside] if inside else []
+    units = sum(part.total for part in training_parts if part.name != "evaluation")
+    trained, spent = sum(part.total for part in training_parts), sum(part.total for part in keeping)
+    print(markdown(training_parts, keeping, trained))
+    if missing:
+        print(f"\nNot in this version: {', '.join(missing)}")
+    warm = spent + sum(part.median - part.first for part in keeping)
+    verdict = "under" if spent / trained < LIMIT else "NOT under"
+    print(f"\n{spent:.2f} s of {trained:.1f} s of training: {spent / trained:.2%}, {verdict} {LIMIT:.0%};", end=" ")
+    print(f"{spent / units:.2%} of the {units:.1f} s of units alone; {warm / trained:.2%} of training when warm")
+    line = {"preset": args.preset, "seconds_of_training": trained, "seconds_of_units": units}
+    line |= {
+        "seconds_of_keeping": spent,
+        "share": spent / trained,
+        "share_of_units": spent / units,
+        "share_warm": warm / trained,
+    }
+    line |= {"parts": [part._asdict() for part in parts] + ([inside._asdict()] if inside else []), "missing": missing}
+    with open(args.out, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line | facts) + "\n")
+
+
+def measured(config: Config) -> tuple[list[Part], list[str]]:
+    """One run, and what its training and its keeping took; with the names of functions that are not there."""
+    account = Account()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        missing = [f"{module}.{name}" for _, module, name in TRAINING + TABLE + KEEPING if not _owner(module, name)]
+        for label, module, name in TRAINING + TABLE + KEEPING:
+            if owner := _owner(module, name):
+                attribute = name.split(".")[-1]
+                timed = account.timed(label, getattr(owner, attribute))
+                stack.enter_context(mock.patch.object(owner, attribute, timed))
+        display = Watched(account)
+        stack.callback(display.close)
+        stopped = run.train(config, [0], Path(folder) / "run", resume=False, command="", display=display)
+        if stopped:
+            sys.exit(128 + stopped)
+    account.seconds.pop("table", None)
+    return [_part(name, seconds) for name, seconds in account.seconds.items()], missing
+
+
+def is_training(name: str) -> bool:
+    return name.startswith("unit, ") or name == "evaluation"
+
+
+def _part(name: str, seconds: list[float]) -> Part:
+    """Of training the first call, which compiles, is left out of the total."""
+    warm = seconds[1:] if is_training(name) else seconds
+    return Part(name, len(seconds), float(np.median(seconds[1:] or seconds)), seconds[0], sum(warm))
+
+
+def _owner(module: str, name: str) -> Any:
+    """The module, or the class in it, that has the function; None where there is none."""
+    try:
+        owner: Any = importlib.import_module(module)
+    except ModuleNotFoundError:
+        return None
+    *classes, attribute = name.split(".")
+    for each in classes:
+        owner = getattr(owner, each, None)
+    return owner if hasattr(owner, attribute) else None
+
+
+@contextlib.contextmanager
+def without(checks: tuple[tuple[str, str, Callable[..., Any]], ...]) -> Iterator[None]:
+    """Programs traced meanwhile do not have these checks."""
+    with contextlib.ExitStack() as stack:
+        for module, name, nothing in checks:
+            stack.enter_context(mock.patch.object(_owner(module, name), name, nothing))
+        jax.clear_caches()  # or what was traced before would be found again
+        yield
+    jax.clear_caches()
+
+
+def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> Part | None:
+    """What the checks inside the units added to the run: the median difference of a unit, times their number."""
+    checks = tuple(check for check in COMPILED if _owner(*check[:2]))
+    if not checks:
+        return None
+    config, task = run.load_task(config, 0)
+    state, total, count = training.init(config, jax.random.key(0)), 0.0, 0
+    for part in parts:
+        if part.name == "evaluation":
+            continue
+        kind = part.name.removeprefix("unit, ")
+
+        def unit(state, data, kind=kind):
+            return run._run_unit.__wrapped__(config, kind, state, *data)
+
+        data = task.arrays, jax.random.key(1)
+        programs = [measure.Program(unit, state, data, trains=True)]
+        with without(checks):
+            programs.append(measure.Program(functools.partial(unit), state, data, trains=True))
+        checked, plain = np.median(measure.alternate(programs, repeats, budget / len(parts)), axis=0)
+        total, count = total + (checked - plain) * part.calls, count + part.calls
+    return Part(IN_UNITS, count, total / count, total / count, total)
+
+
+def markdown(trained: list[Part], keeping: list[Part], seconds: float) -> str:
+    """A row for each part; shares are of training."""
+    rows = ["| | calls | ms, median | ms, first | s in all | of training |", "|---|--:|--:|--:|--:|--:|"]
+    for part in [*trained, *sorted(keeping, key=lambda part: -part.total)]:
+        times = " | ".join(f"{1e3 * value:,.2f}" for value in (part.median, part.first))
+        rows.append(f"| {part.name} | {part.calls} | {times} | {part.total:.2f} | {part.total / seconds:.2%} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
