@@ -2,15 +2,16 @@
 
     STEP/MANIFEST        two lines: the SHA-256 of the second, and JSON: what was saved, and size and SHA-256 of
                          every other file in STEP
-    STEP/state/SHARE/    an Orbax checkpoint of the leaves that process SHARE wrote, an array a leaf by its path
+    STEP/state/SHARE/    an Orbax checkpoint of one array of bytes: the leaves that process SHARE wrote, end to end
 
 A checkpoint is loaded only if the directory holds exactly the files of its manifest, to the bit. It is written and
-fsynced under another name and then renamed, so that a kill leaves all of it or nothing.
+synced under another name and then renamed, so that a kill leaves all of it or nothing.
 
 The manifest is no signature: a stranger can write one that holds. So nothing of a checkpoint is believed before it
-fits what the caller asks for: names and sizes are compared before a file is read, and arrays are kept as plain
-uncompressed bytes, one file each, whose size the caller's shapes give. Orbax's default format, OCDBT, is not used
-because what a file of it unpacks to, and which files it points to, cannot be told before TensorStore follows it.
+fits what the caller asks for: names and sizes are compared before a file is read, and the bytes are stored as they
+are, uncompressed and in one file, whose size the caller's shapes give. Orbax's default format, OCDBT, is not used:
+what a file of it unpacks to, and which files it points to, cannot be told before TensorStore follows it. And leaves
+that are arrays of their own would be three files and folders each to sync and to delete: 450 instead of 10.
 
 Orbax's plain `Checkpointer` is used rather than its `CheckpointManager`: the manager counts an empty or damaged
 directory as the newest checkpoint, refuses by returning False to save an older step again, and cannot be opened
@@ -47,9 +48,9 @@ Which = Literal["newest", "best", "mle"]
 FORMAT = 2
 MANIFEST = "MANIFEST"
 LARGEST_MANIFEST = 4 << 20  # bytes: of all files the only one read before its size is known from the caller's shapes
-_ORBAX_FILES = {"_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt"}  # of a share, beside its arrays
-_LARGEST_ORBAX_FILE = 1 << 16, 1 << 12  # bytes, and as many more a leaf: several times what Orbax writes
-_LARGEST_LAYOUT = 1 << 12  # bytes of a `.zarray`
+_DATA, _LAYOUT = "bytes/0", "bytes/.zarray"  # of a share: its bytes, and their shape
+_OTHERS = ("_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")  # what else Orbax writes
+_LARGEST_OTHER = 1 << 14  # bytes, with the layout: several times what Orbax writes
 _LINE = 300  # bytes of a message that one process sends the others
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
@@ -166,23 +167,21 @@ class Checkpoints:
                     records = self._records()
                     (partial / "state").mkdir(parents=True)
             with self._together(failure):
-                arrays = {name: _stored(leaf, shares[name] == self._process) for name, leaf in leaves.items()}
-                own = {name: array for name, array in arrays.items() if array is not None}
-                if own:
+                packed = _packed([_stored(leaf, shares[name] == self._process) for name, leaf in leaves.items()])
+                if packed.size:
                     place = partial / "state" / str(self._process)
-                    self._orbax.save(place, args=ocp.args.PyTreeSave(own))
+                    self._orbax.save(place, args=ocp.args.PyTreeSave({"bytes": packed}))
                     for path in (place, *place.rglob("*")):
                         _sync(path)
-                digests = {name: _digest(array) for name, array in own.items()}
             with self._together(failure):
-                digests = self._gathered(list(leaves), digests)
+                digests = self._gathered(hashlib.sha256(packed.data))
                 if self._leads:
                     described = {name: [_describe(leaf), shares[name]] for name, leaf in leaves.items()}
                     record = {"format": FORMAT, "step": step, "identity": self._identity, "extra": extra}
                     record |= {"metrics": {name: float(value) for name, value in metrics.items()}, "leaves": described}
                     now = records | {step: record | {"lowest": {}}}
                     record["lowest"] = {which: found for which in ("best", "mle") if (found := _lowest(now, which))}
-                    record["files"] = self._files_written(partial, leaves, shares, digests)
+                    record["files"] = _files_written(partial, _sizes(leaves, shares), digests)
                     _write_manifest(partial / MANIFEST, record)
                     _sync(partial / "state")
                     _sync(partial)
@@ -256,29 +255,27 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self._root}: checkpoint {step} is of another model: leaf {_difference(there, here)}"
             )
-        like = {name: _stored_like(leaf) for name, leaf in wanted.items()}
-        shares = {name: share for name, (_, share) in record["leaves"].items()}
-        place, files = self._at(step), record["files"]
-        _require_plausible(files, like, shares)
-        sizes = {name: size for name, (size, _) in files.items()}
-        _require_files(place, sizes | {MANIFEST: os.lstat(place / MANIFEST).st_size})
+        shares = {name: share for name, (_, share) in record["leaves"].items()}  # in the order they were saved in
+        sizes, place, files = _sizes(wanted, shares), self._at(step), record["files"]
+        _require_plausible(files, sizes)
+        _require_files(place, {name: size for name, (size, _) in files.items()} | {MANIFEST: None})
         for name, (_, digest) in files.items():
             with open(place / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise ValueError(f"{_plain(name)} differs from its digest")
-        for name, array in like.items():
-            if json.loads((place / _folder(name, shares) / ".zarray").read_bytes()) != _layout(array):
-                raise ValueError(f"{_folder(name, shares)}/.zarray describes another array")
+                    raise ValueError(f"{name} differs from its digest")
         arrays: dict[str, np.ndarray] = {}
-        for share in sorted(set(shares.values())):
-            part = {name: array for name, array in like.items() if shares[name] == share}
-            how = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=array.dtype) for name, array in part.items()}
-            arrays |= self._orbax.restore(
-                place / "state" / str(share), args=ocp.args.PyTreeRestore(item=part, restore_args=how)
-            )
-        for name, array in arrays.items():  # the files are as they were saved; this is about what Orbax made of them
-            if _digest(array) != files[_data(name, like[name], shares)][1]:
-                raise ValueError(f"leaf {name} differs from its digest")
+        for share, size in sizes.items():
+            part = f"state/{share}"
+            if json.loads((place / part / _LAYOUT).read_bytes()) != _layout(size):
+                raise ValueError(f"{part}/{_LAYOUT} describes another array")
+            how = {"bytes": ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.uint8)}
+            like = {"bytes": np.empty(size, np.uint8)}
+            args = ocp.args.PyTreeRestore(item=like, restore_args=how)
+            packed = self._orbax.restore(place / part, args=args)["bytes"]
+            if hashlib.sha256(packed.data).hexdigest() != files[f"{part}/{_DATA}"][1]:  # Orbax read something else
+                raise ValueError(f"{part} was not read as it is")
+            arrays |= _unpacked(packed, {name: wanted[name] for name in shares if shares[name] == share})
+        arrays |= _unpacked(np.empty(0, np.uint8), {name: wanted[name] for name in wanted.keys() - arrays.keys()})
         leaves = [_unstored(arrays[name], leaf) for name, leaf in wanted.items()]
         return Restored(step, jax.tree.unflatten(jax.tree.structure(target), leaves), record["extra"])
 
@@ -330,9 +327,8 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:
-                if any(self._at(step).glob("*")):  # a stray empty directory, if not one that others name as the best
-                    damage = f"checkpoint {step} is damaged ({_reason(error)})"
-                    raise CheckpointError(f"{self._root}: cannot tell which is {which!r}: {damage}") from error
+                damage = f"checkpoint {step} is damaged ({_reason(error)})"
+                raise CheckpointError(f"{self._root}: cannot tell which is {which!r}: {damage}") from error
         found = _lowest(records, which)
         if found and found[0] not in records:
             lost = f"that was checkpoint {found[0]} with nll_gen {found[1]:g}, which is gone"
@@ -364,21 +360,6 @@ class Checkpoints:
         hidden = "." if leftover == "partial" else ""
         return self._root / f"{hidden}{step}{leftover and '.' + leftover}"
 
-    @staticmethod
-    def _files_written(partial: pathlib.Path, leaves: dict, shares: dict[str, int], digests: dict[str, str]) -> dict:
-        """Size and digest of every file below `partial`, those of the arrays from memory. Raises if one is missing."""
-        like = {name: _stored_like(leaf) for name, leaf in leaves.items()}
-        known = {_data(name, array, shares): [array.nbytes, digests[name]] for name, array in like.items()}
-        files = {}
-        for path in sorted(partial.rglob("*")):
-            name = path.relative_to(partial).as_posix()
-            if name not in known and path.is_file():
-                files[name] = [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
-        files |= known
-        _require_plausible(files, like, shares)  # what could not be loaded is not saved either
-        _require_files(partial, {name: size for name, (size, _) in files.items()})
-        return files
-
     @contextlib.contextmanager
     def _together(self, failure: str) -> Iterator[None]:
         """What fails in the block on one process raises on all, once all are through it: CheckpointError.
@@ -399,25 +380,23 @@ class Checkpoints:
             problem, line = error, f"{self._root}: {failure}: {type(error).__name__}"
         if self._processes > 1:
             sent = np.frombuffer(line.encode()[:_LINE].ljust(_LINE, b"\0"), np.uint8)
-            lines = [
-                bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(sent)
-            ]
+            try:
+                rows = multihost_utils.process_allgather(sent)
+            except Exception as error:
+                raise CheckpointError(f"{self._root}: {failure}: another process is lost: {_reason(error)}") from error
+            lines = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
             told = [f"{text} (process {process})" for process, text in enumerate(lines) if text]
             if told and problem is None:
                 problem = CheckpointError(told[0])
         if problem is not None:
             raise problem
 
-    def _gathered(self, names: list[str], own: dict[str, str]) -> dict[str, str]:
+    def _gathered(self, own) -> dict[int, str]:
         """The digests of all processes' shares."""
         if self._processes == 1:
-            return own
-        rows = np.zeros((len(names), 32), np.uint8)
-        for i, name in enumerate(names):
-            if name in own:
-                rows[i] = np.frombuffer(bytes.fromhex(own[name]), np.uint8)
-        summed = multihost_utils.process_allgather(rows).max(axis=0)  # zeros but from the one that wrote the leaf
-        return {name: bytes(row).hex() for name, row in zip(names, summed)}
+            return {0: own.hexdigest()}
+        rows = multihost_utils.process_allgather(np.frombuffer(own.digest(), np.uint8))
+        return {process: bytes(row).hex() for process, row in enumerate(rows)}
 
 
 class _Arrays(ocp.type_handlers.NumpyHandler):
@@ -428,7 +407,7 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
             spec = {
                 "driver": "zarr",
                 "kvstore": {"driver": "file", "path": os.path.join(info.parent_dir, info.name, "")},
-                "metadata": _layout(array),
+                "metadata": _layout(array.size),
                 "store_data_equal_to_fill_value": True,
             }
             store = await tensorstore.open(spec, create=True)
@@ -470,48 +449,58 @@ def _shares(leaves: dict[str, Any], processes: int) -> dict[str, int]:
     return shares
 
 
-def _folder(name: str, shares: dict[str, int]) -> str:
-    return f"state/{shares[name]}/{name}"
+def _sizes(leaves: dict[str, Any], shares: dict[str, int]) -> dict[int, int]:
+    """Bytes of each share that has any. Raises ValueError unless shares are numbers."""
+    sizes: dict[int, int] = {}
+    for name, share in shares.items():
+        if type(share) is not int:
+            raise ValueError("its shares have no numbers")
+        if size := _stored_like(leaves[name]).nbytes:
+            sizes[share] = sizes.get(share, 0) + size
+    return sizes
 
 
-def _data(name: str, array: np.ndarray, shares: dict[str, int]) -> str:
-    """The file with the bytes of an array, in one piece."""
-    return f"{_folder(name, shares)}/{'.'.join('0' * max(1, array.ndim))}"
-
-
-def _layout(array: np.ndarray) -> dict:
-    """What Orbax and TensorStore write of an array into its `.zarray`: one uncompressed piece."""
+def _layout(size: int) -> dict:
+    """What Orbax and TensorStore write about an array of bytes into its `.zarray`: one uncompressed piece."""
     return {
-        "chunks": list(array.shape),
+        "chunks": [size],
         "compressor": None,
         "dimension_separator": ".",
-        "dtype": array.dtype.name if array.dtype.kind == "V" else array.dtype.str,  # bfloat16 has no other name
+        "dtype": "|u1",
         "fill_value": None,
         "filters": None,
         "order": "C",
-        "shape": list(array.shape),
+        "shape": [size],
         "zarr_format": 2,
     }
 
 
-def _require_plausible(files: dict, like: dict[str, np.ndarray], shares: dict[str, int]) -> None:
-    """Raises ValueError unless these are the files of such arrays and no bigger, before any of them is opened."""
-    if any(type(share) is not int for share in shares.values()):
-        raise ValueError("its shares have no numbers")
-    data = {_data(name, array, shares): array.nbytes for name, array in like.items()}
-    layouts = {f"{_folder(name, shares)}/.zarray" for name in like}
-    others = {f"state/{share}/{name}" for share in set(shares.values()) for name in _ORBAX_FILES}
-    fixed, each = _LARGEST_ORBAX_FILE
-    most = data | dict.fromkeys(layouts, _LARGEST_LAYOUT) | dict.fromkeys(others, fixed + each * len(like))
-    for name in data.keys() | layouts | files.keys():
+def _files_written(place: pathlib.Path, sizes: dict[int, int], digests: dict[int, str]) -> dict[str, list]:
+    """Size and digest of every file below `place`, the digests of the bytes from memory. What could not be loaded
+    is not saved either: raises ValueError."""
+    files: dict[str, list] = {f"state/{share}/{_DATA}": [size, digests[share]] for share, size in sizes.items()}
+    for path in place.rglob("*"):
+        name = path.relative_to(place).as_posix()
+        if name not in files and path.is_file():
+            files[name] = [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+    _require_plausible(files, sizes)
+    _require_files(place, {name: size for name, (size, _) in files.items()})
+    return files
+
+
+def _require_plausible(files: dict, sizes: dict[int, int]) -> None:
+    """Raises ValueError unless these are the files of such shares and no bigger, before any of them is opened."""
+    data = {f"state/{share}/{_DATA}": size for share, size in sizes.items()}
+    most = data | {f"state/{share}/{name}": _LARGEST_OTHER for share in sizes for name in (_LAYOUT, *_OTHERS)}
+    for name in [*data, *(f"state/{share}/{_LAYOUT}" for share in sizes), *files]:
         if name not in most or name not in files:
             raise ValueError(f"its {MANIFEST} {'has no' if name in most else 'names'} {_plain(name)}")
         if files[name][0] > most[name] or (name in data and files[name][0] != data[name]):
-            raise ValueError(f"{_plain(name)} has {_plain(files[name][0])} bytes where {most[name]} are right")
+            raise ValueError(f"{name} has {_plain(files[name][0])} bytes where {most[name]} are right")
 
 
-def _require_files(place: pathlib.Path, sizes: dict[str, int]) -> None:
-    """Raises ValueError unless exactly these files are below `place`, of these sizes, and nothing else. Opens none."""
+def _require_files(place: pathlib.Path, sizes: dict[str, int | None]) -> None:
+    """Raises ValueError unless exactly these files are below `place`, of these sizes if not None. Opens none."""
     folders = {parent for name in sizes for parent in map(str, pathlib.PurePosixPath(name).parents)}
     missing, pending = set(sizes), ["."]
     while pending:
@@ -523,8 +512,7 @@ def _require_files(place: pathlib.Path, sizes: dict[str, int]) -> None:
                     pending.append(name)
                 elif not entry.is_file(follow_symlinks=False) or name not in sizes:
                     raise ValueError(f"{_plain(name)} does not belong there")
-                elif entry.stat(follow_symlinks=False).st_size != sizes[name]:
-                    size = entry.stat(follow_symlinks=False).st_size
+                elif sizes[name] not in (None, size := entry.stat(follow_symlinks=False).st_size):
                     raise ValueError(f"{_plain(name)} has {size} bytes instead of {sizes[name]}")
                 else:
                     missing.discard(name)
@@ -581,6 +569,23 @@ def _stored_like(leaf: Any) -> np.ndarray:
     return np.empty(like.shape, like.dtype)
 
 
+def _packed(arrays: list[np.ndarray | None]) -> np.ndarray:
+    """The bytes of all arrays, end to end."""
+    rows = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays if array is not None]
+    return np.concatenate([np.empty(0, np.uint8), *rows])
+
+
+def _unpacked(packed: np.ndarray, like: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays that were packed in the order of `like`."""
+    arrays, start = {}, 0
+    for name, leaf in like.items():
+        array = _stored_like(leaf)
+        part = packed[start : start + array.nbytes]
+        arrays[name] = part.copy().view(array.dtype).reshape(array.shape)  # copied, for a start that suits its type
+        start += array.nbytes
+    return arrays
+
+
 def _unstored(array: np.ndarray, like: Any) -> jax.Array:
     copy = jax.device_put(array, may_alias=False)  # memory shared with NumPy cannot be donated
     if not _is_key(like):
@@ -589,13 +594,9 @@ def _unstored(array: np.ndarray, like: Any) -> jax.Array:
     return jax.random.wrap_key_data(copy, impl=impl)
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
-
-
 def _flat(tree: dict, prefix: str = "") -> dict:
     """Nested dicts as one, with dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
