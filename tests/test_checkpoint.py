@@ -506,6 +506,40 @@ def test_failed_save_leaves_what_was_there(checkpoints, tmp_path, monkeypatch, s
     assert same(checkpoints.restore(STATES[0]).state, STATES[3])
 
 
+def test_all_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
+    synced, named = set(), []
+    fsync, rename = os.fsync, os.rename
+
+    def syncs(handle):
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def renames(old, new, **more):
+        if pathlib.Path(new).name == "1":
+            every = [pathlib.Path(old), *pathlib.Path(old).rglob("*")]
+            assert {path.stat().st_ino for path in every} <= synced and len(every) > 8
+            named.append(new)
+        rename(old, new, **more)
+
+    monkeypatch.setattr(os, "fsync", syncs)
+    monkeypatch.setattr(os, "rename", renames)
+    checkpoints.save(1, STATES[1], {}, {})
+    assert len(named) == 1 and pathlib.Path(named[0]).parent.stat().st_ino in synced
+
+
+def test_what_orbax_reads_is_checked_too(copy, monkeypatch):
+    restore = ocp.Checkpointer.restore
+
+    def wrong(self, path, **args):
+        read = restore(self, path, **args)
+        if "2" in path.parts:
+            read["bytes"][0] ^= 1
+        return read
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", wrong)
+    check_refused(copy, "not read as it is")
+
+
 class Killed(BaseException):
     pass
 
