@@ -265,6 +265,7 @@ def layout(place: pathlib.Path, **changes) -> None:
 
 FORGED = {  # what is done to the files, to the manifest, and the reason given
     "another step": (None, lambda r: r.update(step=3), "another name"),
+    "a big manifest": (None, lambda r: "[" + " " * checkpoint.LARGEST_MANIFEST + "]", "no file of at most"),
     "no record": (None, lambda r: "[]", ""),
     "deep": (None, lambda r: "[" * 100_000 + "]" * 100_000, ""),
     "no leaves": (None, lambda r: r.pop("leaves") and None, "not what a save writes"),
@@ -420,6 +421,7 @@ def test_strays_are_passed_over(checkpoints, tmp_path):
     checkpoints.save(5, STATES[1], {}, {"nll_gen": 1.0})
     for stray in ("9", "notes", "007", ".6.partial"):
         (root / stray).mkdir()
+    (root / ".6.partial" / "state").mkdir()
     (root / "8").write_text("a file")
     skipped = []
     assert checkpoints.restore(STATES[0], on_skip=skipped.append).step == 5 and len(skipped) == 1
