@@ -21,7 +21,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from leakgan_jax.checkpoint import CheckpointError, Checkpoints
+from leakgan_jax.checkpoint import LARGEST_MANIFEST, CheckpointError, Checkpoints
 from leakgan_jax.types import GanState, NetState
 
 
@@ -265,7 +265,7 @@ def layout(place: pathlib.Path, **changes) -> None:
 
 FORGED = {  # what is done to the files, to the manifest, and the reason given
     "another step": (None, lambda r: r.update(step=3), "another name"),
-    "a big manifest": (None, lambda r: "[" + " " * checkpoint.LARGEST_MANIFEST + "]", "no file of at most"),
+    "a big manifest": (None, lambda r: "[" + " " * LARGEST_MANIFEST + "]", "no file of at most"),
     "no record": (None, lambda r: "[]", ""),
     "deep": (None, lambda r: "[" * 100_000 + "]" * 100_000, ""),
     "no leaves": (None, lambda r: r.pop("leaves") and None, "not what a save writes"),
