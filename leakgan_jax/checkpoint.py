@@ -246,8 +246,26 @@ class Checkpoints:
             on_skip(f"{damage}; falling back to {older}")
         raise AssertionError("unreachable: the last one returns or raises")
 
-    def _load(self, step: int, target: GanState) -> Restored:
-        """Raises CheckpointError if the checkpoint does not fit `target`, any other exception if it is damaged."""
+    def look_through(self, target: GanState, on_damage: Callable[[str], None], but: int) -> None:
+        """Tells, a line each, of the damaged ones among checkpoints that nothing has asked for; `but` is not looked at.
+
+        They are left where they are, and "newest" will not be one of them.
+        """
+        for step in self.steps():
+            if step != but and step not in self._skipped:
+                try:
+                    self._intact(step, target)
+                except CheckpointError:
+                    raise
+                except Exception as error:
+                    self._skipped.add(step)
+                    on_damage(f"checkpoint {step} is damaged ({_reason(error)}); it is not used")
+
+    def _intact(self, step: int, target: GanState) -> tuple[dict, dict[str, int], dict[int, int]]:
+        """The manifest of a checkpoint that is as it was saved, the share each leaf is in, and the shares' sizes.
+
+        Raises CheckpointError if it does not fit `target`, any other exception if it is damaged.
+        """
         record, wanted = self._record(step), _by_name(target)
         there = {name: is_ for name, (is_, _) in record["leaves"].items()}
         here = {name: _describe(leaf) for name, leaf in wanted.items()}
@@ -263,6 +281,12 @@ class Checkpoints:
             with open(place / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise ValueError(f"{name} differs from its digest")
+        return record, shares, sizes
+
+    def _load(self, step: int, target: GanState) -> Restored:
+        """Raises as `_intact`."""
+        record, shares, sizes = self._intact(step, target)
+        wanted, place, files = _by_name(target), self._at(step), record["files"]
         arrays: dict[str, np.ndarray] = {}
         for share, size in sizes.items():
             part = f"state/{share}"

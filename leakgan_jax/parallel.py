@@ -117,6 +117,11 @@ def place(mesh: jax.sharding.Mesh, tree: T, axis: str | None = None) -> T:
     return jax.tree.map(put, tree)
 
 
+def fetch(tree: T) -> T:
+    """Global arrays on the host, whole in every process; all of them must ask."""
+    return jax.device_get(jax.jit(replicate)(tree) if jax.process_count() > 1 else tree)
+
+
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the processes of one run; must come before anything else of JAX. With no arguments, the cluster tells.
 

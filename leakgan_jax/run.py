@@ -219,7 +219,10 @@ def train(
         if resume and (changed := rundir.changes(out, facts.environment)):
             display.message(f"note: rounding may differ from before, as this did change: {', '.join(changed)}")
         stack.enter_context(jax.set_mesh(devices) if devices.size > 1 else contextlib.nullcontext())
-        checkpoints = [stack.enter_context(Checkpoints(place, create=True)) for place in places]
+        checkpoints = [
+            stack.enter_context(Checkpoints(place, create=True, identity=_identity(config, seed, task)))
+            for place, seed in zip(places, seeds, strict=True)
+        ]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
         state = parallel.place(devices, state, _seeds_axis(seeds))
         lines = [rundir.keep_lines(place / "metrics.jsonl", done) if first else [] for place in places]
@@ -597,6 +600,11 @@ def _find_operation(config: Config, kind: str, state: GanState, arrays: Arrays, 
     return "one operation at a time it does not happen"
 
 
+def _identity(config: Config, seed: int, task: Task) -> dict[str, Any]:
+    """What a checkpoint is of: one of other settings, of another seed or of other data is never loaded."""
+    return {"seed": seed, "data": task.source, "config": config.to_json()}
+
+
 def _target(config: Config) -> GanState:
     return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
 
@@ -620,6 +628,9 @@ def _restore_or_init(
             break
         most = min(of_seed.step for of_seed in restored)
         display.message(f"not every seed has a later checkpoint than that of unit {most}: all go on from there")
+    if parallel.is_first():
+        for of_seed in checkpoints:
+            of_seed.look_through(_target(config), display.message, restored[0].step)
     return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
 
 
@@ -627,7 +638,7 @@ def _save(
     checkpoints: Sequence[Checkpoints], step: int, state: GanState, extras: list[dict], lines: list[list[dict]]
 ) -> None:
     """Saves each seed's part of the state after `step` units; `lines` are each seed's metric lines so far."""
-    leaves, tree = jax.tree.flatten(jax.device_get(state))
+    leaves, tree = jax.tree.flatten(parallel.fetch(state))
     for i, (of_seed, extra, own_lines) in enumerate(zip(checkpoints, extras, lines, strict=True)):
         own = leaves if len(checkpoints) == 1 else [leaf[i] for leaf in leaves]
         best = {}
