@@ -1,6 +1,7 @@
 """What a finished run shows: `curves.png` and `report.md` from the metric lines, and the pictures of a sweep."""
 
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def draw_curves(
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
 
     def draw(name: str, style: str, color: str, label: str) -> None:
-        values = [[line[name] for line in lines] for lines in scored]
+        values = [[math.nan if line[name] is None else line[name] for line in lines] for lines in scored]
         mean = np.mean(values, axis=1)
         axes.plot(at, mean, style, ms=3, color=color, label=label)
         if len(runs) > 1:
