@@ -304,9 +304,10 @@ def sync_folder(folder: pathlib.Path) -> None:
 def read_bytes(path: PathLike, most: int) -> bytes:
     """A regular file of at most `most` bytes. Raises `DataError` if it is missing, unreadable or anything else."""
     with _opened(path, "rb", most=most) as file:
-        content = file.read(most + 1)  # it may have grown
-    if len(content) > most:
-        raise DataError(f"{path}: over {most:,} bytes; give one of at most that")
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)  # room is made for as much as is asked for, so not for `most`
+    if len(content) != size:
+        raise DataError(f"{path}: changed while it was read; give a file that nothing writes to")
     return content
 
 
