@@ -134,6 +134,13 @@ ODD_JSON = [
     b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a":' * 50_000, b"[[" * 15 + b"]]" * 15, b"1" * 5_000, b"\xff\xfe{}",
     b"\xef\xbb\xbf{}", b'"\x1b[31m"', b"'a'", b"{,}", b"\0", b"true", b'"' + b"a" * 100_000 + b'"',
 ]  # fmt: skip
+
+
+def each(cases):
+    """Every one of `cases`, beside those that are drawn."""
+    return lambda test: functools.reduce(lambda test, case: example(case)(test), cases, test)
+
+
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -208,7 +215,7 @@ def altered(draw, good):
 
 
 @fuzzed(damaged(b'{"words": ["<unk>", "a"], "x": [1, 2.5e3, null, {"y": "\\u00e9"}]}'))
-@example(b'{"a": "' + b"x" * 200 + b'"}')
+@each(ODD_JSON)
 def test_any_bytes_as_json(place, content):
     (place / "file.json").write_bytes(content)
     value = outcome(lambda: [data.read_json(place / "file.json", 150_000, "JSON")], place, "file.json")
@@ -217,11 +224,19 @@ def test_any_bytes_as_json(place, content):
         assert data.parse_json(json.dumps(value)) == value
 
 
+@pytest.mark.parametrize("content", [b"[NaN]", b"[1e999]", b'{"a": 1, "a": 2}', b'"\\ud800"', b"[" * 21 + b"]" * 21])
+def test_json_that_would_not_come_back_is_refused(content, tmp_path):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(DataError, match="file.json: not JSON"):
+        data.read_json(tmp_path / "file.json", 100, "JSON")
+
+
 VOCABULARY = Vocabulary(("<unk>", "<end>", "a", "naïve", "猫", "dog"))
 VOCABULARY_JSON = {"words": list(VOCABULARY.words), "format": 1}
 
 
 @fuzzed(damaged(json.dumps(VOCABULARY_JSON).encode()) | altered(VOCABULARY_JSON).map(lambda v: json.dumps(v).encode()))
+@example(json.dumps({**VOCABULARY_JSON, "words": ["<unk>", "<end>", "\x1b[2J a\n" * 999]}).encode())
 def test_any_bytes_as_a_vocabulary(place, content):
     path = place / "vocabulary.json"
     path.write_bytes(content)
@@ -296,6 +311,7 @@ anything = values | st.sampled_from([10**5_000, (1, 2), (10**5_000,), {1}, objec
 
 
 @fuzzed(st.dictionaries(fields, anything, max_size=4) | st.dictionaries(st.text(), anything, max_size=2) | anything)
+@each([{"rescale_slope": 10**400}, {"length": 10**5_000}, {"corpus": "\x1b[2J"}, {"corpus": "x" * 9_000}, [1], None])
 def test_any_settings(place, given):
     def from_json():
         return Config.from_json(given)
@@ -416,6 +432,8 @@ def test_any_bytes_as_metric_lines(place, content):
 @fuzzed(altered(LINES), cost=2)
 @example([{**LINES[0], "nll_oracle": None}, *LINES[1:]])
 @example([{**LINES[0], "nll_gen": 1e99, "step": 2**70}, *LINES[1:]])
+@example([{**LINES[0], "nll_gen": "high"}, *LINES[1:]])
+@example([*LINES[:3], {**LINES[3], "manager_loss": 7.0}])
 def test_any_values_as_metric_lines(place, lines):
     lines = kept(place, "".join(json.dumps(line) + "\n" for line in lines).encode())
     if run_cases["draw_curves"] <= CASES // 10:  # a picture takes as long as a hundred other cases
@@ -468,6 +486,7 @@ def test_any_bytes_as_an_unfinished_sweep(place, content):
 @fuzzed(altered({"about": ABOUT, "rows": ROWS}))
 @example({"about": ABOUT, "rows": ROWS})
 @example({"about": ABOUT, "rows": [{**ROWS[0], "nll_oracle": None}, *ROWS[1:]]})
+@example({"about": ABOUT, "rows": [*ROWS[:1], {**ROWS[1], "bleu_2": "high"}]})
 def test_any_rows_as_an_unfinished_sweep(place, content):
     assert_rows(place, json.dumps({**content, "sha256": data.seal(content)}).encode())
 
@@ -809,6 +828,7 @@ def test_any_damage_to_a_prepared_dataset(prepared, tmp_path, how, rng):
 @fuzzed(
     st.text(max_size=20) | st.sampled_from(["text_lines/../..", "text_lines//etc", "emnlp2017_news/\x1b", "x" * 9_000])
 )
+@each(["text_lines/../..", "emnlp2017_news/\x1b", "x" * 9_000])
 def test_any_name_of_a_dataset(place, name):
     from leakgan_jax import corpora
 
