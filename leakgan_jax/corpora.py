@@ -88,10 +88,8 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
         raise DataError(f"unknown dataset {shown(name)}{close}; there are {', '.join(_BUILDERS)}")
     builder = _BUILDERS[name]
     if builder is TextLines:
-        if not re.fullmatch("[0-9a-f]{16}|", variant):  # it names a folder
-            raise DataError(
-                f"unknown dataset {shown(dataset)}; after text_lines/ come 16 hexadecimal digits, or nothing"
-            )
+        if not re.fullmatch("[0-9a-f]{0,16}", variant):  # it names a folder
+            raise DataError(f"unknown dataset {shown(dataset)}; after text_lines/ come at most 16 hexadecimal digits")
         if manual_dir is not None:
             found = _digest(TextLines.manual_files(variant, manual_dir))
             if variant not in ("", found):
