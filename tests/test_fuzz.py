@@ -288,6 +288,16 @@ def test_a_flipped_bit_of_a_config_file_is_refused(place, bit):
     assert found is None or found[2] == RECORD
 
 
+@pytest.mark.parametrize(
+    "old, new", [(b'"seed": 0', b'"seed": 1'), (b'"sha256": "', b'"sha256": "0'), (b"sha256", b"s")]
+)
+def test_a_config_file_changed_by_hand_is_refused(old, new, place):
+    at = sealed().rindex(old)  # of the record's own
+    (place / "config.json").write_bytes(sealed()[:at] + new + sealed()[at + len(old) :])
+    with pytest.raises(RunError, match="config.json was changed"):
+        rundir.open_run(place)
+
+
 @fuzzed(altered(RECORD))
 @example({**RECORD, "seeds": 10**9})
 @example({**RECORD, "command": "\x1b[2J"})
@@ -302,6 +312,7 @@ def test_a_config_file_with_a_digest_of_its_own(place, record):
         settings, seed, _ = found
         assert Config.from_json(settings.to_json()) == settings and len(run.schedule(settings)) <= 10**6
         np.random.default_rng(seed), jax.random.key(seed)
+        assert all(config.is_printable(leaf) for leaf in data.leaves(record) if isinstance(leaf, str))
         for name in ("rescale_slope", "generator_lr", "discriminator_l2"):
             float(getattr(settings, name))
 
@@ -439,6 +450,13 @@ def test_any_values_as_metric_lines(place, lines):
     if run_cases["draw_curves"] <= CASES // 10:  # a picture takes as long as a hundred other cases
         run_cases["draw_curves"] += 1
         report.draw_curves(place / "curves.png", preset("quickstart"), [lines], [5.0])
+
+
+def test_lost_lines_are_told_without_a_digest_too(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(lines_text(LINES[:1] + LINES[2:]))
+    said = []
+    assert rundir.keep_lines(tmp_path / "metrics.jsonl", 4, on_loss=said.append) == [LINES[0], *LINES[2:4]]
+    assert len(said) == 1 and "the lines of 1 of 4 units" in said[0]
 
 
 def test_lines_digest_continues():
