@@ -428,6 +428,7 @@ def kept(place, content: bytes, done: int = 4):
     [lines] = result
     assert [line["unit"] for line in lines] == sorted({line["unit"] for line in lines}) and len(lines) <= done
     assert path.read_bytes() == lines_text(lines)
+    assert all(v is None or data.is_number(v) for line in lines for k, v in line.items() if k not in ("phase", "kind"))
     assert said or lines == LINES[:done]  # nothing is lost or changed without a word
     return lines
 
