@@ -310,7 +310,9 @@ def test_a_config_file_with_a_digest_of_its_own(place, record):
     found = opened(place)
     if found is not None:
         settings, seed, _ = found
-        assert Config.from_json(settings.to_json()) == settings and len(run.schedule(settings)) <= 10**6
+        assert Config.from_json(settings.to_json()) == settings
+        assert max(settings.pretrain_rounds, settings.adversarial_iterations) <= 10**6  # `schedule` lists them all
+        assert len(run.schedule(settings)) <= 10**6
         np.random.default_rng(seed), jax.random.key(seed)
         assert all(config.is_printable(leaf) for leaf in data.leaves(record) if isinstance(leaf, str))
         for name in ("rescale_slope", "generator_lr", "discriminator_l2"):
@@ -329,6 +331,7 @@ def test_any_settings(place, given):
 
     if made := outcome(from_json, place):
         assert Config.from_json(json.loads(json.dumps(made.to_json()))) == made
+        assert all(config.is_printable(v) and len(v) <= 4096 for v in made.to_json().values() if isinstance(v, str))
 
 
 # --- Text -----------------------------------------------------------------------------------------------
