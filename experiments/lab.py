@@ -286,9 +286,9 @@ def continue_as(config: Config, pretrained: Path, out: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(pretrained, copy)
     for path in [copy / "config.json", *copy.glob("seed-*/config.json")]:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        _, _, record = rundir.open_run(path.parent, several=True)
         record["config"] |= {name: getattr(config, name) for name in ADVERSARIAL}
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        rundir.write_record(path.parent, record)
     copy.rename(out)
 
 

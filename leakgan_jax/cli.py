@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from leakgan_jax.config import PRESET_SUMMARIES, TITLES, Config, ConfigError, nearest, preset
+from leakgan_jax.config import PRESET_SUMMARIES, TITLES, Config, ConfigError, nearest, preset, printable
 from leakgan_jax.metrics import Rule
 
 CACHE_BYTES = 2**30  # of compiled programs; those not used for longest go first
@@ -209,7 +209,7 @@ def _main(argv: list[str]) -> int:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"leakgan: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
         print("leakgan: stopped", file=sys.stderr)
@@ -219,7 +219,7 @@ def _main(argv: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # `leakgan sample ... | head`
             return 0
-        print(f"leakgan: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or 'standard output'}: {error.strerror}")
         return 2
 
 
@@ -342,6 +342,8 @@ def _sample(argv: list[str]) -> int:
         if arguments.json:
             rows = zip(texts, tokens, log_probs, strict=True)
             texts = [json.dumps(_record(config, vocabulary, *row, temperature), ensure_ascii=False) for row in rows]
+        if arguments.out is None and sys.stdout.isatty():  # a vocabulary may hold what a terminal would act on
+            texts = [printable(text) for text in texts]
         return "\n".join(texts) + "\n"
 
     if arguments.out is None:
@@ -549,10 +551,10 @@ def _sweep(arguments: Evaluate) -> int:
         "language_model": dataclasses.asdict(sizes) | dataclasses.asdict(schedule),
         "device": jax.devices()[0].device_kind,
     }
-    # A row can take minutes: each is kept when it is done, with all that it depends on.
+    # A row can take minutes: each is kept when it is done.
     kept, lines = out / "sweep.partial.json", [" ".join(map(str, words)) for words in compared.sentences]
     about = result | {"inputs": _fingerprint([models, lines, temperatures, arguments.num])}
-    rows = _kept_rows(kept, about)
+    rows = sweep.kept_rows(kept, about, list(models), temperatures, _complain)
     settings: dict[str, Any] = {
         "temperatures": temperatures,
         "compared": compared,
@@ -565,7 +567,7 @@ def _sweep(arguments: Evaluate) -> int:
     new = sweep.sweep(config, task, models, key, num=arguments.num, done=len(rows), **settings)
     for row in display.track(new, total - len(rows)):
         rows.append(row | {"seed": arguments.seed})
-        data.write(kept, json.dumps({"about": about, "rows": rows}))
+        sweep.keep_rows(kept, about, rows)
     result["rows"] = rows
     data.write(out / "sweep.json", json.dumps(result, indent=1) + "\n")
     data.write(out / "sweep.md", report.sweep_report(result) + "\n")
@@ -577,15 +579,6 @@ def _sweep(arguments: Evaluate) -> int:
     print(report.sweep_report(result))
     print(f"\nThe pictures are {', '.join(map(str, pictures))}; all numbers are in {out / 'sweep.json'}.")
     return 0
-
-
-def _kept_rows(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an interrupted sweep left, if it was the same one."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return kept["rows"] if kept["about"] == json.loads(json.dumps(about)) else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def _fingerprint(tree: Any) -> str:
@@ -619,7 +612,9 @@ def _presets(argv: list[str]) -> int:
 
 
 def _complain(text: str) -> None:
-    print("leakgan:", text, file=sys.stderr)
+    """One line on standard error, whatever a data file put into it: no control characters, no more than a screen."""
+    text = printable(text)
+    print("leakgan:", text if len(text) <= 2_000 else f"{text[:1_500]}...{text[-400:]}", file=sys.stderr)
 
 
 def _load(arguments: Sample | Evaluate | Inspect):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -142,8 +144,9 @@ class Config:
     """Sentences drawn at a time where thousands are drawn; bounds memory."""
 
     def __post_init__(self):
+        hints = typing.get_type_hints(Config)
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), typing.get_type_hints(Config)[field.name])
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
         for name in _AT_LEAST_ONE:
             _require(1 <= getattr(self, name) <= _MAX_SIZE, name, self, f"a whole number from 1 to {_MAX_SIZE:,}")
         for name in _AT_LEAST_ZERO:
@@ -198,6 +201,10 @@ class Config:
             self,
             f"at least batch_size ({self.batch_size})",
         )
+        units = self.pretrain_rounds * (self.pretrain_draws + self.mle_epochs)
+        units += self.adversarial_iterations * (self.adversarial_draws + 2)
+        longest = "adversarial_iterations" if self.adversarial_iterations > self.pretrain_rounds else "pretrain_rounds"
+        _require(units <= _MAX_UNITS, longest, self, f"smaller: a run has at most {_MAX_UNITS:,} units, not {units:,}")
         for name, what, size in _large_arrays(self):
             _require(size <= _MAX_NUMBERS, name, self, f"smaller: {what} would hold {size:,} numbers")
         _require(not (self.corpus and self.dataset), "dataset", self, "empty when there is a corpus")
@@ -248,17 +255,25 @@ class Config:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_json`, also after a trip through JSON. Raises `ConfigError` on unknown fields."""
+        """The inverse of `to_json`, also after a trip through JSON.
+
+        Raises `ConfigError`, and nothing else whatever `values` holds, on unknown fields and values that cannot work.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"settings are {shown(values)}; they must be a JSON object of settings by name")
         known = {field.name for field in dataclasses.fields(Config)}
         for name in values:
             if name not in known:
-                raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+                close = nearest(name, known) if isinstance(name, str) and len(name) < 100 else ""
+                raise ConfigError(f"unknown setting {shown(name)}{close}")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return Config(**settings)
 
 
 _MAX_SIZE = 10**9
 _MAX_NUMBERS = 2 * 10**9  # 8 GB of float32 in one array
+_MAX_UNITS = 10**6  # of a schedule, which is a list; an interval of 20 s each would take most of a year
+_MAX_TEXT = 4096  # characters of a setting that is text: the longest path there is
 _AT_LEAST_ONE = (
     "vocab_size length num_heldout oracle_hidden min_count discriminator_embedding worker_embedding worker_hidden "
     "manager_hidden goal_dim goal_horizon completions references batch_size draw_size discriminator_epochs "
@@ -301,11 +316,40 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def printable(text: str) -> str:
+    """One line with what a terminal would act on (control characters, bidirectional marks) or cannot encode escaped."""
+    return _UNPRINTABLE.sub(lambda bad: bad.group().encode("unicode_escape").decode(), text)
+
+
+def is_printable(text: str) -> bool:
+    """Whether `printable` leaves a text as it is."""
+    return not _UNPRINTABLE.search(text)
+
+
+def shown(value: Any) -> str:
+    """`repr` for a message: one printable line of bounded length, whatever the value."""
+    return printable(_CLIPPED.repr(value))
+
+
+class _Clipped(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 3, 4, 20, 20
+        self.maxstring = self.maxother = 100
+
+    def repr_int(self, x: int, level: int) -> str:  # Python refuses to write out integers of thousands of digits
+        return repr(x) if abs(x) < 10**40 else f"an integer of {x.bit_length():,} bits"
+
+
+_CLIPPED = _Clipped()
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def differences(saved: Config, given: Config) -> list[str]:
     """`field (saved, given)` for each field in which two configs differ."""
     saved_values, given_values = saved.to_json(), given.to_json()
     changed = [name for name, value in saved_values.items() if value != given_values[name]]
-    return [f"{name} ({saved_values[name]!r}, now {given_values[name]!r})" for name in changed]
+    return [f"{name} ({shown(saved_values[name])}, now {shown(given_values[name])})" for name in changed]
 
 
 _READINGS: dict[str, dict[str, Any]] = {
@@ -520,21 +564,26 @@ def _large_arrays(c: Config) -> list[tuple[str, str, int]]:
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     if hint is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{name} is {value!r}; it must be a number")
+        # A whole number beyond float is less than infinity, too, but no float.
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
+        if not whole and not isinstance(value, float):
+            raise ConfigError(f"{name} is {shown(value)}; it must be a number")
     elif hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number")
+            raise ConfigError(f"{name} is {shown(value)}; it must be a whole number")
     elif isinstance(hint, types.GenericAlias):  # tuple[int, ...]
         if not isinstance(value, tuple) or not all(type(v) is int for v in value):
-            raise ConfigError(f"{name} is {value!r}; it must be a list of whole numbers")
+            raise ConfigError(f"{name} is {shown(value)}; it must be a list of whole numbers")
     elif typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(typing.get_args(hint))}")
+            raise ConfigError(f"{name} is {shown(value)}; it must be one of {', '.join(typing.get_args(hint))}")
     elif not isinstance(value, hint):
-        raise ConfigError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+        raise ConfigError(f"{name} is {shown(value)}; it must be of type {hint.__name__}")
+    elif hint is str and not (is_printable(value) and len(value) <= _MAX_TEXT):
+        right = f"at most {_MAX_TEXT:,} characters of Unicode, none of them control characters"
+        raise ConfigError(f"{name} is {shown(value)}; it must be {right}")
 
 
 def _require(holds: bool, name: str, config: Config, right: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {right}")
+        raise ConfigError(f"{name} is {shown(getattr(config, name))}; it must be {right}")

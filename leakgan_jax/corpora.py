@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -18,11 +19,14 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 
 from leakgan_jax import data
-from leakgan_jax.config import nearest
+from leakgan_jax.config import nearest, shown
 from leakgan_jax.data import DataError, PathLike
 
 _TEXYGEN = "https://raw.githubusercontent.com/geek-ai/Texygen/3104e22ac75f3cc2070da2bf5e2da6d2bef149ad/data"
 _GFS = "https://raw.githubusercontent.com/pclucas14/GansFallingShort/e6be915b1aed7843d83f7d543bfb8de9f3d3461f"
+
+
+_READ = 10_000  # lines at a time
 
 
 class Source(NamedTuple):
@@ -57,7 +61,7 @@ def load(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike | 
             _prepare(name, variant, manual_dir, data_dir)
         try:
             builder = _builder(name, variant, data_dir)
-            splits = sorted({"train", *builder.info.splits}, reverse=True)  # train first, and always
+            splits = ("train", "test") if "test" in builder.info.splits else ("train",)
             lines = {split: _read(builder, split) for split in splits}
             digests = dict(builder.info.metadata)
         except Exception as error:  # what tfds, protobuf and array_record raise on damage has no common class
@@ -80,9 +84,12 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
     """
     name, _, variant = dataset.partition("/")
     if name not in _BUILDERS:
-        raise DataError(f"unknown dataset {name!r}{nearest(name, _BUILDERS)}; there are {', '.join(_BUILDERS)}")
+        close = nearest(name[:100], _BUILDERS)
+        raise DataError(f"unknown dataset {shown(name)}{close}; there are {', '.join(_BUILDERS)}")
     builder = _BUILDERS[name]
     if builder is TextLines:
+        if not re.fullmatch("[0-9a-f]{0,16}", variant):  # it names a folder
+            raise DataError(f"unknown dataset {shown(dataset)}; after text_lines/ come at most 16 hexadecimal digits")
         if manual_dir is not None:
             found = _digest(TextLines.manual_files(variant, manual_dir))
             if variant not in ("", found):
@@ -96,7 +103,7 @@ def resolve(dataset: str, manual_dir: PathLike | None = None, data_dir: PathLike
         variant = next(itertools.chain(there, prepared, builder.SOURCES))
     elif variant not in builder.SOURCES:
         known = ", ".join(f"{name}/{v}".strip("/") for v in builder.SOURCES)
-        raise DataError(f"unknown dataset {dataset!r}; there is {known}")
+        raise DataError(f"unknown dataset {shown(dataset)}; there is {known}")
     return f"{name}/{variant}".strip("/")
 
 
@@ -375,8 +382,19 @@ def _prepare(name: str, variant: str, manual_dir: PathLike | None, data_dir: Pat
 
 
 def _read(builder: _Lines, split: str) -> list[str]:
+    """The lines of a split. Raises any exception if they are not as `data.read_lines` gave them."""
     source = builder.as_data_source(split)
-    return [example["text"].decode() for example in source.__getitems__(range(len(source)))]
+    if len(source) > data.MAX_TEXT:  # as it says itself
+        raise DataError("too many lines")
+    lines, total = [], 0
+    for start in range(0, len(source), _READ):
+        for example in source.__getitems__(range(start, min(start + _READ, len(source)))):
+            line = example["text"].decode()
+            total += len(line) + 1
+            if len(line) > data.MAX_LINE or total > data.MAX_TEXT or not line.strip() or "\0" in line or "\n" in line:
+                raise DataError("not a line of text")
+            lines.append(line)
+    return lines
 
 
 def _digest(files: dict[str, Path]) -> str:

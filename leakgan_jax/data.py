@@ -11,20 +11,24 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
+import secrets
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from leakgan_jax.config import Config, Tokenizer
+from leakgan_jax.config import Config, Tokenizer, shown
 
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
 MAX_TEXT = 500_000_000  # characters of a file; as words and counted n-grams they take many times that in bytes
+MAX_VOCABULARY = 2**26  # bytes of a vocabulary file; some five million words
 
 PARTIAL = ".partial"  # ends the names of files that are being written
 
@@ -72,32 +76,32 @@ class Vocabulary:
         return " ".join(self.words_of(ids))
 
     def save(self, path: PathLike) -> None:
-        """Writes JSON for `load`. Whoever reads `path` sees the old file or the new one, never half of one."""
-        write(pathlib.Path(path), json.dumps({"words": self.words, "format": _FORMAT}, ensure_ascii=False))
+        """Writes JSON for `load`. Whoever reads `path` sees the old file or the new one, never half of one.
+
+        Raises `DataError` if it would be more than `load` reads.
+        """
+        content = json.dumps({"words": self.words, "format": _FORMAT}, ensure_ascii=False).encode()
+        if len(content) > MAX_VOCABULARY:
+            raise DataError(f"{path}: {len(self):,} words take over {MAX_VOCABULARY:,} bytes; raise min_count")
+        write(pathlib.Path(path), content)
 
     @staticmethod
     def load(path: PathLike) -> "Vocabulary":
         """Reads what `save` wrote. Raises `DataError` if the file is missing or is anything else."""
-        try:
-            with _opened(path, encoding="utf-8") as file:
-                values = json.load(file)
-        except DataError:
-            raise
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
-            raise DataError(f"{path}: not JSON; give a vocabulary file as saved with a run") from None
+        values = read_json(path, MAX_VOCABULARY, "a vocabulary file as saved with a run")
         if not isinstance(values, dict) or not isinstance(values.get("words"), list):
             raise DataError(f"{path}: not a vocabulary; it must be a JSON object with a list 'words'")
         if values.get("format") != _FORMAT:
-            raise DataError(f"{path}: format is {values.get('format')!r}; this version reads format {_FORMAT}")
+            raise DataError(f"{path}: format is {shown(values.get('format'))}; this version reads format {_FORMAT}")
         words = tuple(values["words"])
         if words[:2] != _SPECIAL:
             raise DataError(f"{path}: the first two words are not <unk> and <end>, as they must be")
         for i, word in enumerate(words):
             if not isinstance(word, str) or word.split() != [word]:
-                raise DataError(f"{path}: word {i} is {word!r}; it must be a string, not empty and without spaces")
+                raise DataError(f"{path}: word {i} is {shown(word)}; it must be a string, not empty and without spaces")
         for word, count in collections.Counter(words).items():
             if count > 1:
-                raise DataError(f"{path}: {word!r} is there {count} times; each word must be there once")
+                raise DataError(f"{path}: {shown(word)} is there {count} times; each word must be there once")
         return Vocabulary(words)
 
 
@@ -123,8 +127,8 @@ def load_corpus(config: Config, manual_dir: PathLike | None = None, data_dir: Pa
         DataError as `read_sentences`, `corpora.load` and `encode_corpus` do.
     """
     if config.corpus:
+        source = {"corpus_sha256": digest(config.corpus)}  # first: it takes no pipe, which cannot be read twice
         sentences, test = read_sentences(config.corpus, config.lowercase, config.tokenizer), None
-        source = {"corpus_sha256": digest(config.corpus)}
     else:
         from leakgan_jax import corpora  # tensorflow_datasets: for those who load a dataset
 
@@ -152,7 +156,7 @@ def load_corpus(config: Config, manual_dir: PathLike | None = None, data_dir: Pa
 def read_lines(path: PathLike) -> Iterator[str]:
     """The lines of a UTF-8 file without their ends, in order; blank lines are skipped.
 
-    Any of the usual line ends will do, and a byte order mark is ignored.
+    Any of the usual line ends will do, and a byte order mark is ignored. A pipe will do, one without a writer is empty.
     Raises:
         DataError, as the lines are read, if the file is missing, unreadable, without words, not UTF-8, binary, or
         has a line longer than `MAX_LINE` or more than `MAX_TEXT` characters.
@@ -160,7 +164,7 @@ def read_lines(path: PathLike) -> Iterator[str]:
     empty, total = True, 0
     # With surrogateescape a byte that is not UTF-8 arrives in its place as a lone surrogate, which real UTF-8
     # never holds, so the message can point at it.
-    with _opened(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+    with _opened(path, pipe=True, encoding="utf-8-sig", errors="surrogateescape") as file:
         read_line = functools.partial(file.readline, MAX_LINE + 1)  # bounds memory, whatever the file
         for number, line in enumerate(iter(read_line, ""), start=1):
             line = line.removesuffix("\n")
@@ -168,7 +172,7 @@ def read_lines(path: PathLike) -> Iterator[str]:
                 raise DataError(f"{path}, line {number}: {_describe(bad)}")
             if len(line) > MAX_LINE:
                 raise DataError(f"{path}, line {number}: over {MAX_LINE:,} characters; put one sentence on a line")
-            total += len(line)
+            total += max(1, len(line))  # a pipe may give blank lines for ever
             if total > MAX_TEXT:
                 raise DataError(f"{path}: over {MAX_TEXT:,} characters; give a part of it")
             if line.strip():
@@ -265,26 +269,135 @@ def encode_corpus(sentences: Sequence[list[str]], config: Config, test: list[lis
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file at once: readers see the old content or the new. An OSError names `path` and leaves the old."""
-    temporary = path.parent / f".{path.name}{PARTIAL}"
+    """Replaces a file at once: readers see the old content or the new. An OSError names `path` and leaves the old.
+
+    A link is replaced, not followed. What UTF-8 cannot hold (names of files may have it) is written as an escape.
+    """
+    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    # Of this process and this call alone, and new: whatever is there under a name that can be guessed may be a link.
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a directory; give a file", str(path))
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def sync_folder(folder: pathlib.Path) -> None:
+    """Waits until the names in a folder are on disk, where its file system can say so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_bytes(path: PathLike, most: int) -> bytes:
+    """A regular file of at most `most` bytes. Raises `DataError` if it is missing, unreadable or anything else."""
+    with _opened(path, "rb", most=most) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)  # room is made for as much as is asked for, so not for `most`
+    if len(content) != size:
+        raise DataError(f"{path}: changed while it was read; give a file that nothing writes to")
+    return content
+
+
+def read_json(path: PathLike, most: int, right: str) -> Any:
+    """What a JSON file of at most `most` bytes holds. Raises `DataError`, which says to give `right`."""
+    try:
+        return parse_json(read_bytes(path, most).decode("utf-8"))
+    except DataError:
+        raise
+    except ValueError as error:
+        why = "not UTF-8" if isinstance(error, UnicodeError) else error
+        raise DataError(f"{path}: not JSON ({why}); give {right}") from None
+
+
+def parse_json(text: str) -> Any:
+    """JSON as its standard has it, and no more than can be written, sorted and printed again.
+
+    Refused are NaN and infinity, also by a number too large for float, repeated keys, lone surrogates, nesting of more
+    than 20 levels and integers of thousands of digits.
+    Raises:
+        ValueError, of one printable line and without what `text` holds.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except MemoryError:
+        raise ValueError("too large") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}, line {error.lineno} column {error.colno}") from None
+    if _ESCAPED_SURROGATE.search(text) or text.count("[") + text.count("{") > _MAX_DEPTH:  # else there is no need
+        for leaf in leaves(value):
+            if isinstance(leaf, str) and _SURROGATE.search(leaf):
+                raise ValueError("a lone surrogate, which is no character")
+    return value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All that JSON holds which is neither object nor list, keys too. Raises ValueError if it is nested too deeply."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                yield from item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            else:
+                yield item
+        level = below
+    if level:
+        raise ValueError("nested too deeply")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it can be drawn: neither infinite nor so large that the margin around it is."""
+    return isinstance(value, int | float) and abs(value) < 1e100
+
+
+def seal(values: dict[str, Any]) -> str:
+    """SHA-256 of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number too large for float")
+    return value
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return values
+
+
 def digest(path: PathLike) -> str:
-    """SHA-256 of a file, in hex. Raises `DataError` if the file is missing or unreadable."""
+    """SHA-256 of a file, in hex.
+
+    Raises `DataError` if it is missing, unreadable, no regular file or too large to be text of `MAX_TEXT` characters.
+    """
     sha = hashlib.sha256()
-    with _opened(path, "rb") as file:
+    with _opened(path, "rb", most=4 * MAX_TEXT) as file:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
@@ -314,15 +427,41 @@ def _nltk_detokenizer():
 _SPECIAL = ("<unk>", "<end>")
 _FORMAT = 1  # of the vocabulary file
 _NOT_TEXT = re.compile(r"[\0\udc80-\udcff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_MAX_DEPTH = 20  # of JSON
 
 
 @contextlib.contextmanager
-def _opened(path: PathLike, mode: str = "r", **options: Any) -> Iterator[IO[Any]]:
-    """`open`, with what the system refuses, then or while reading, as a `DataError`."""
+def _opened(
+    path: PathLike, mode: str = "r", *, pipe: bool = False, most: int | None = None, **options: Any
+) -> Iterator[IO[Any]]:
+    """`open` for reading, with what the system refuses, then or while reading, as a `DataError`.
+
+    Takes regular files of at most `most` bytes; with `pipe` also pipes and devices, `/dev/stdin` among them.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # Without O_NONBLOCK, a named pipe without a writer would be waited for here.
+        descriptor = os.open(name, flags | os.O_NONBLOCK)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode) and not pipe:
+                raise DataError(f"{path}: not a regular file; give the path of one")
+            if most is not None and found.st_size > most and stat.S_ISREG(found.st_mode):
+                raise DataError(f"{path}: has {found.st_size:,} bytes; give one of at most {most:,}")
+            os.set_blocking(descriptor, True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
     try:
-        with open(path, mode, **options) as file:
+        if b"\0" in os.fsencode(path):
+            raise FileNotFoundError
+        with open(path, mode, opener=opener, **options) as file:
             yield file
-    except FileNotFoundError:
+    except (FileNotFoundError, UnicodeEncodeError):  # the latter is of a name that no file can have
         raise DataError(f"{path}: no such file; give the path of a file that exists") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; give the path of a file") from None

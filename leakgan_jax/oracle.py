@@ -6,10 +6,12 @@ oracle's own samples of 20 tokens score 5.750. `E` is the embedding width, `H` t
 """
 
 import io
+import math
 import os
 import pathlib
 import pickle
 import zipfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -17,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import parallel, sampling
+from leakgan_jax import data, parallel, sampling
+from leakgan_jax.config import printable, shown
 from leakgan_jax.types import Array, Key
 
 START = 0  # an ordinary word of the vocabulary, as in the published oracle
 _MAX_BYTES = 2**30
+_MAX_STEPS = 100_000  # opcodes of a pickle, entries of an archive: the real ones have a few hundred, and 15
 _DRAWN = 5_000  # sentences drawn at a time; 100 MB of logits at 5,000 words
 _CHUNK = 500  # sentences; 200 MB of logits at 20 tokens and 5,000 words
 
@@ -81,9 +85,11 @@ def load(path: str | os.PathLike) -> OracleParams:
         size = path.stat().st_size
         if not 0 < size <= _MAX_BYTES:
             raise OracleError(f"has {size:,} bytes; an oracle has more than none and at most {_MAX_BYTES:,}")
-        content = path.read_bytes()
+        content = data.read_bytes(path, _MAX_BYTES)
         arrays = _read_npz(content) if content.startswith(b"PK") else _read_pickle(content)
         return OracleParams(**_validated(arrays))
+    except data.DataError as error:
+        raise OracleError(str(error)) from None
     except OracleError as error:
         raise OracleError(f"{path}: {error}") from None
     except OSError as error:
@@ -220,14 +226,18 @@ def _validated(arrays: dict[str, np.ndarray]) -> dict[str, Array]:
     """The 15 arrays as finite float32 on the device; sizes are told from `embedding` and `Wo`."""
     for name, array in arrays.items():
         if array.dtype.kind != "f":
-            raise OracleError(f"array {name} has dtype {array.dtype}, should be float")
+            raise OracleError(f"array {name} has dtype {printable(str(array.dtype))[:80]}, should be float")
+    if (total := sum(array.nbytes for array in arrays.values())) > _MAX_BYTES:  # a pickle may name one many times
+        raise OracleError(f"holds {total:,} bytes of arrays, should be at most {_MAX_BYTES:,}")
     for name in ("embedding", "Wo"):
         if arrays[name].ndim != 2 or not arrays[name].size:
-            raise OracleError(f"array {name} has shape {arrays[name].shape}, should be a matrix that is not empty")
+            raise OracleError(
+                f"array {name} has shape {shown(arrays[name].shape)}, should be a matrix that is not empty"
+            )
     num_words, width = arrays["embedding"].shape
     for name, shape in _shapes(num_words, width, arrays["Wo"].shape[0]).items():
         if arrays[name].shape != shape:
-            found = arrays[name].shape
+            found = shown(arrays[name].shape)
             raise OracleError(f"array {name} has shape {found}, should have {shape} to fit embedding and Wo")
     with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is told below
         arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
@@ -238,14 +248,34 @@ def _validated(arrays: dict[str, np.ndarray]) -> dict[str, Array]:
 
 
 def _read_npz(content: bytes) -> dict[str, np.ndarray]:
+    """Arrays by name. Of NumPy's reader the header alone: the rest of it allocates whatever a header claims."""
+    if content.count(zipfile.stringCentralDir) > _MAX_STEPS:  # an object for each, before any is read  # type: ignore[attr-defined]
+        raise OracleError(f"has over {_MAX_STEPS:,} entries, should have 15")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > _MAX_BYTES:
-        raise OracleError(f"unpacks to {unpacked:,} bytes, should be at most {_MAX_BYTES:,}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        if missing := [name for name in OracleParams._fields if name not in archive.files]:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if (unpacked := sum(entry.file_size for entry in archive.infolist())) > _MAX_BYTES:
+            raise OracleError(f"unpacks to {unpacked:,} bytes, should be at most {_MAX_BYTES:,}")
+        if missing := [name for name in OracleParams._fields if f"{name}.npy" not in entries]:
             raise OracleError(f"lacks the arrays {', '.join(missing)}; should hold {', '.join(OracleParams._fields)}")
-        return {name: archive[name] for name in OracleParams._fields}
+        return {name: _read_npy(archive, entries[f"{name}.npy"], name) for name in OracleParams._fields}
+
+
+def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes what memory a file asks for
+        raise OracleError(f"array {name} is packed in a way that NumPy never uses, should be stored or deflated")
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        if dtype.kind != "f":
+            raise OracleError(f"array {name} has dtype {printable(str(dtype))[:80]}, should be float")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > entry.file_size:
+            raise OracleError(
+                f"array {name} is of shape {shown(shape)}, for which its {entry.file_size:,} bytes are few"
+            )
+        return np.frombuffer(file.read(size), dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _read_pickle(content: bytes) -> dict[str, np.ndarray]:
@@ -297,17 +327,39 @@ BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BIN
 """
 
 
+def _code(name: str) -> int:
+    return getattr(pickle, name)[0]
+
+
+def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def step(unpickler: "_Unpickler") -> None:
+        unpickler.steps += 1
+        if unpickler.steps > _MAX_STEPS:
+            raise OracleError(f"is a pickle of over {_MAX_STEPS:,} steps, should be a list of 15 NumPy arrays")
+        load(unpickler)
+
+    return step
+
+
 class _Unpickler(pickle._Unpickler):
     """Reads arrays alone. In Python, not C: there opcodes can be left out, and a forged memo index costs no memory.
 
     Left out are dicts and sets (hashing nested tuples can take for ever), bytearrays (allocated before they are
-    read), and every other way to make objects.
+    read), and every other way to make objects. Steps are counted: a byte of an opcode can make an object of 60.
     """
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, op)[0] for op in _OPCODES.split())}
+    steps = 0
+
+    def load_reduce(self) -> None:
+        if type(self.stack[-1]) is not tuple:  # a string would be spread, character by character  # type: ignore[attr-defined]
+            raise OracleError("is a pickle that no pickler writes, should be a list of 15 NumPy arrays")
+        super().load_reduce()  # type: ignore[misc]
+
+    dispatch = {code: _counted(pickle._Unpickler.dispatch[code]) for code in map(_code, _OPCODES.split())}
+    dispatch[pickle.REDUCE[0]] = _counted(load_reduce)
 
     def find_class(self, module: str, name: str) -> type:
         if stand_in := _STAND_INS.get(f"{module}.{name}"):
             return stand_in
-        printable = f"{module}.{name}"[:80].encode("unicode_escape").decode()
-        raise OracleError(f"holds more than NumPy arrays ({printable}): refused; should be a list of 15 arrays")
+        found = f"{module}.{name}"[:80].encode("unicode_escape").decode()
+        raise OracleError(f"holds more than NumPy arrays ({found}): refused; should be a list of 15 arrays")

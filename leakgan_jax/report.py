@@ -1,6 +1,7 @@
 """What a finished run shows: `curves.png` and `report.md` from the metric lines, and the pictures of a sweep."""
 
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def draw_curves(
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
 
     def draw(name: str, style: str, color: str, label: str) -> None:
-        values = [[line[name] for line in lines] for lines in scored]
+        values = [[math.nan if line[name] is None else line[name] for line in lines] for lines in scored]
         mean = np.mean(values, axis=1)
         axes.plot(at, mean, style, ms=3, color=color, label=label)
         if len(runs) > 1:
@@ -98,11 +99,12 @@ def write_report(
     real_nlls: Sequence[float | None],
     record: dict[str, Any],
     lines: list[dict[str, Any]],
+    lost: Sequence[str | None] = (),
 ) -> None:
     """`report.md`: the table, what its numbers are, and how to repeat it.
 
     `rows` and `real_nlls` as in `table`; `record` is `config.json`, `lines` the metric lines, of several seeds the
-    first one's.
+    first one's. `lost` says, of each seed, what is wrong with its metric lines, if anything is.
     """
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     source, seeds = record["data"], len(real_nlls)
@@ -140,6 +142,7 @@ def write_report(
         + "\n",
         "![curves](curves.png)\n",
         *(f"- {name}: {value}" for name, value in facts.items()),
+        *(f"- Metric lines: {line}" for line in lost if line),
         "",
     ]
     data.write(out / "report.md", "\n".join(body))

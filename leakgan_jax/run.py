@@ -225,7 +225,7 @@ def train(
         ]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
         state = parallel.place(devices, state, _seeds_axis(seeds))
-        lines = [rundir.keep_lines(place / "metrics.jsonl", done) if first else [] for place in places]
+        lines = [_keep_lines(place, done, extra, display) if first else [] for place, extra in zip(places, extras)]
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
         display.start(config, units, done, task, seeds)
@@ -266,6 +266,7 @@ def train(
             for i, place in enumerate(places):
                 extras[i]["seconds"] = new[i]["seconds"] = seconds
                 lines[i].append(new[i])
+                extras[i]["metrics_sha256"] = rundir.lines_digest([new[i]], extras[i].get("metrics_sha256", ""))
                 if first:
                     rundir.append(place / "metrics.jsonl", new[i])
             display.update(index + 1, new, unit_seconds)
@@ -295,11 +296,13 @@ def train(
             return stop
         if first:
             draw_curves()
-            report.write_report(out, config, rows, real_nlls(), rundir.open_run(out, several=True)[2], lines[0])
+            record = rundir.open_run(out, several=True)[2]
+            report.write_report(out, config, rows, real_nlls(), record, lines[0], [e.get("lines_lost") for e in extras])
             for i, place in enumerate(places if len(seeds) > 1 else ()):
                 one = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
                 report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-                report.write_report(place, config, one, [real_nlls()[i]], rundir.open_run(place)[2], lines[i])
+                record, lost = rundir.open_run(place)[2], [extras[i].get("lines_lost")]
+                report.write_report(place, config, one, [real_nlls()[i]], record, lines[i], lost)
     return None
 
 
@@ -632,6 +635,18 @@ def _restore_or_init(
         for of_seed in checkpoints:
             of_seed.look_through(_target(config), display.message, restored[0].step)
     return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
+
+
+def _keep_lines(place: Path, done: int, extra: dict[str, Any], display) -> list[dict[str, Any]]:
+    """The metric lines of the units done; `extra` remembers if they are not what was written, for the report."""
+
+    def lost(line: str) -> None:
+        extra["lines_lost"] = line
+        display.message(line)
+
+    lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256") if done else None, lost)
+    extra["metrics_sha256"] = rundir.lines_digest(lines)
+    return lines
 
 
 def _save(

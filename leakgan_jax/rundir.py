@@ -4,11 +4,14 @@ Nothing here trains, and nothing else reads or writes the first two.
 """
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +19,14 @@ import filelock
 import jax
 
 from leakgan_jax import data
-from leakgan_jax.config import Config, ConfigError, differences
+from leakgan_jax.config import Config, ConfigError, differences, is_printable, printable, shown
 from leakgan_jax.data import write
 
 _LOCK = ".lock"
+MAX_RECORD = 2**20  # bytes of config.json
+MAX_METRICS = 2**28  # bytes of metrics.jsonl; a line of 300 for each of the units that a run has at most
+MAX_LINE = 2**16  # bytes of one of its lines
+
 _RECORD = {
     "config": dict,
     "seed": int,
@@ -59,31 +66,54 @@ def directories(out: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 def open_run(out: Path, several: bool = False) -> tuple[Config, int, dict[str, Any]]:
-    """The config, the (first) seed and the rest of `out/config.json`.
+    """The config, the (first) seed and the rest of `out/config.json`, which a digest of its own seals.
 
     Raises:
-        RunError if there is no readable run; and, unless `several`, if there are the runs of several seeds.
+        RunError, and nothing else whatever the file holds, if there is no readable run; and, unless `several`, if there
+        are the runs of several seeds.
     """
     path = out / "config.json"
     try:
-        # The first runs had neither.
-        record = {"data_dir": "", "seeds": 1, **json.loads(path.read_text(encoding="utf-8"))}
-        if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
-            raise TypeError
-        if record["seeds"] > 1 and not several:
-            one, other = directories(out, [record["seed"], record["seed"] + record["seeds"] - 1])
-            raise RunError(f"{out} holds the runs of several seeds; give one of them, from {one} to {other}")
-        return Config.from_json(record["config"]), record["seed"], record
-    except FileNotFoundError:
-        raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; give a directory that `train` made") from None
-    except RunError:
-        raise
+        record = data.read_json(path, MAX_RECORD, "a directory that `train` made")
+    except data.DataError as error:
+        if _is_absent(path):
+            raise RunError(f"{out} holds no run: there is no config.json; give a directory that `train` made") from None
+        raise RunError(str(error)) from None
+    damage = f"{path} is damaged: it must be the JSON that `train` wrote"
+    if not isinstance(record, dict):
+        raise RunError(damage)
+    if record.pop("sha256", None) != data.seal(record):
+        raise RunError(f"{path} was changed, or made by another version: its digest is not that of its content")
+    if any(type(record.get(name)) is not kind for name, kind in _RECORD.items()):
+        raise RunError(damage)
+    for leaf in data.leaves(record):
+        if isinstance(leaf, str) and not is_printable(leaf):
+            raise RunError(f"{path} holds {shown(leaf)}; there must be no control characters in it")
+    first, count = record["seed"], record["seeds"]
+    if not (0 <= first and 1 <= count <= 1000 and first + count <= 2**32):
+        raise RunError(f"{path} has {shown(count)} seeds from {shown(first)} on; there are 1 to 1000, all below 2^32")
+    if count > 1 and not several:
+        one, other = directories(out, [first, first + count - 1])
+        raise RunError(f"{out} holds the runs of several seeds; give one of them, from {one} to {other}")
+    try:
+        return Config.from_json(record["config"]), first, record
     except ConfigError as error:
         raise RunError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is damaged: it must be the JSON that `train` wrote") from None
+
+
+def write_record(out: Path, record: dict[str, Any]) -> None:
+    """Writes `out/config.json` as `open_run` reads it: with a digest of the rest, by which a changed one is told."""
+    write(out / "config.json", json.dumps({**record, "sha256": data.seal(record)}, indent=2) + "\n")
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: of a name that no file can have
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextlib.contextmanager
@@ -148,20 +178,30 @@ def _open_directory(
         from leakgan_jax import corpora
 
         place = str(corpora.place(data_dir))
+        if not is_printable(place):
+            raise RunError(f"data_dir is {shown(place)}; it must be Unicode and without control characters")
     if resume:
+        _require_inside(out)
         saved, seed, record = open_run(out, several=True)
         changed = differences(saved, config)
         if seed != seeds[0]:
             changed.append(f"seed ({seed}, now {seeds[0]})")
         if record["seeds"] != len(seeds):
             changed.append(f"seeds ({record['seeds']}, now {len(seeds)})")
-        now = facts.source
-        changed += [f"{k} ({v}, now {now.get(k)})" for k, v in record["data"].items() if now.get(k) != v]
+        before, now = record["data"], facts.source
+        names = [*before, *(name for name in now if name not in before)]
+        changed += [
+            f"{name} ({shown(before.get(name))}, now {shown(now.get(name))})"
+            for name in names
+            if before.get(name) != now.get(name)
+        ]
         if changed:
             raise RunError(f"{out} was made with other settings: {', '.join(changed)}; resume it with its own")
         require_vocabulary(out, facts.vocabulary)
         if place != record["data_dir"]:  # moved
-            write(out / "config.json", json.dumps({**record, "data_dir": place}, indent=2) + "\n")
+            write_record(out, {**record, "data_dir": place})
+        for leftover in out.glob(f".*{data.PARTIAL}"):  # of a process that was killed; there is one at a time
+            leftover.unlink(missing_ok=True)
         return
     record = {
         "config": config.to_json(),
@@ -169,12 +209,21 @@ def _open_directory(
         "seeds": len(seeds),
         "data": facts.source,
         "data_dir": place,
-        "command": command,
+        "command": printable(command),
         **facts.environment,
     }
     if facts.vocabulary is not None:
         facts.vocabulary.save(out / "vocabulary.json")
-    write(out / "config.json", json.dumps(record, indent=2) + "\n")  # last: with it the directory is a run
+    write_record(out, record)  # last: with it the directory is a run
+
+
+def _require_inside(out: Path) -> None:
+    """What is written below `out` stays there: a directory that came from elsewhere may hold links to others."""
+    for path in (out / "checkpoints", *out.glob("seed-*")):
+        if path.is_symlink():
+            raise RunError(
+                f"{path} is a link, and a run writes nowhere but in its directory; put the folder itself there"
+            )
 
 
 def require_whole(out: Path) -> None:
@@ -256,24 +305,76 @@ def changes(out: Path, now: dict[str, Any]) -> list[str]:
     return changed
 
 
-def keep_lines(path: Path, done: int) -> list[dict[str, Any]]:
-    """Cuts metric lines after unit `done` (they will come again), and one that a kill left half written."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-                if line["unit"] <= done:
-                    lines.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue
-    write(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+def keep_lines(
+    path: Path, done: int, digest: str | None = None, on_loss: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
+    """The metric lines of units 1 to `done`; cuts later ones (they will come again), and those that are damaged.
+
+    Args:
+        digest: `lines_digest` of the lines of units 1 to `done`, as it was kept elsewhere.
+        on_loss: told, in one line, if some of them are lost or damaged or, by `digest`, are not what was written.
+    Raises:
+        RunError if there is something at `path` that cannot be read as a file, or over `MAX_METRICS` bytes.
+    """
+    kept: list[dict[str, Any]] = []
+    if not _is_absent(path):
+        try:
+            content = data.read_bytes(path, MAX_METRICS)
+        except data.DataError as error:
+            raise RunError(f"{error}; or delete it, and its curves are lost") from None
+        for text in content.splitlines():
+            line = _line(text)
+            if line is not None and (kept[-1]["unit"] if kept else 0) < line["unit"] <= done:
+                kept.append(line)
+    if lost := done - len(kept):
+        on_loss(
+            f"{path}: the lines of {lost:,} of {done:,} units are lost or damaged, and left out of curves and report"
+        )
+    elif digest is not None and lines_digest(kept) != digest:
+        on_loss(f"{path}: the lines of the first {done:,} units are not those that were written: do not trust curves")
+    write(path, "".join(map(_text, kept)))
+    return kept
+
+
+def lines_digest(lines: Sequence[dict[str, Any]], before: str = "") -> str:
+    """A digest of metric lines, to the byte, that continues `before`, that of the lines in front of them."""
+    for line in lines:
+        before = hashlib.sha256((before + _text(line)).encode()).hexdigest()
+    return before
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
+    """Adds a metric line, and waits until it is on disk. Follows no link. Raises OSError, which names `path`."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(path, "ab", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            file.write(_text(line).encode())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:  # of a write, which does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        reason = "a link, which is not followed" if error.errno == errno.ELOOP else error.strerror
+        raise OSError(error.errno, reason, str(path)) from None
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A metric line as `train` writes it, numbers and what unit they are of; None if it is anything else."""
+    if len(text) > MAX_LINE:
+        return None
+    try:
+        line = data.parse_json(text.decode("utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(line, dict):
+        return None
+    kind, values = (line.get("phase"), line.get("kind")), (v for k, v in line.items() if k not in ("phase", "kind"))
+    whole = all(type(line.get(name)) is int and line[name] >= 0 for name in ("unit", "step"))
+    named = kind[0] in ("pretrain", "adversarial") and kind[1] in ("discriminator", "mle", "generator")
+    scored = "nll_gen" not in line or (data.is_number(line["nll_gen"]) and "nll_oracle" in line)
+    numbers = all(value is None or data.is_number(value) for value in values) and data.is_number(line.get("seconds"))
+    return line if whole and named and scored and numbers else None

@@ -18,6 +18,9 @@ Source: Caccia et al. 2020, Language GANs Falling Short, arXiv:1811.02549, secti
 """
 
 import dataclasses
+import json
+import pathlib
+import typing
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leakgan_jax import data, oracle, run, training
+from leakgan_jax import data, metrics, oracle, run, training
 from leakgan_jax.config import Config, ConfigError
 from leakgan_jax.metrics import Rule
 from leakgan_jax.models import language_model
@@ -35,6 +38,12 @@ from leakgan_jax.types import Array, Key, Params
 # LeakGAN's published numbers, 0.4 and 0.8 those at which Caccia et al. report the MLE model (their tables 2 and 4).
 TEMPERATURES = (0.4, 0.5, 0.6, 1 / 1.5, 0.8, 0.9, 1.0, 1.1, 1.25)
 MOST_SENTENCES = 10_000  # of a row by default, as in Caccia et al.
+MAX_KEPT = 2**24  # bytes of the file of an unfinished sweep
+_NLLS = ("nll_oracle", "nll_gen", "nll_div")
+_NUMBERS = (
+    "lm reverse_lm bleu_2 bleu_3 bleu_4 bleu_5 self_bleu_2 self_bleu_3 self_bleu_4 self_bleu_5 distinct hypotheses "
+    "references nll_references unknown lm_sentences lm_epoch seed"
+).split()
 
 Row = dict[str, Any]
 
@@ -107,8 +116,6 @@ def sweep(
     Raises:
         ConfigError for fewer than two hypotheses; DataError for fewer than two training sentences.
     """
-    from leakgan_jax import metrics
-
     num = min(len(task.train), MOST_SENTENCES) if num is None else num
     if num < 2:
         raise ConfigError(f"num is {num}; it must be at least 2, as self-BLEU compares samples with one another")
@@ -165,6 +172,58 @@ def sweep(
     for model, temperature in points[max(0, done - 1) :]:
         tokens, scores = run.evaluate(config, task, models[model], jax.random.clone(sample_key), temperature)
         yield row(model, tokens, _sentences(task.vocabulary, tokens), fit(tokens), scores)
+
+
+def keep_rows(path: pathlib.Path, about: dict[str, Any], rows: list[Row]) -> None:
+    """Writes the rows of an unfinished sweep, with all that they depend on, for `kept_rows`."""
+    kept = {"about": about, "rows": rows}
+    data.write(path, json.dumps({**kept, "sha256": data.seal(kept)}))
+
+
+def kept_rows(
+    path: pathlib.Path,
+    about: dict[str, Any],
+    models: Sequence[str],
+    temperatures: Sequence[float] = TEMPERATURES,
+    on_loss: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """The rows that `keep_rows` left, if it was of the same sweep, else none.
+
+    `on_loss` is told, in a line, of a file that is damaged.
+    Raises:
+        DataError if there is something at `path` that cannot be read as a file, or over `MAX_KEPT` bytes.
+    """
+    if not path.exists() and not path.is_symlink():
+        return []
+    content = data.read_bytes(path, MAX_KEPT)
+    points = [("real", None), *((model, temperature) for model in models for temperature in temperatures)]
+    try:
+        kept = data.parse_json(content.decode("utf-8"))
+        if not isinstance(kept, dict) or kept.pop("sha256", None) != data.seal(kept):
+            raise ValueError
+        if kept.get("about") != json.loads(json.dumps(about)):
+            return []
+        rows = kept.get("rows")
+        if not isinstance(rows, list) or not 1 <= len(rows) <= len(points):
+            raise ValueError
+        if not all(_is_row(row, rows[0], *point) for row, point in zip(rows, points)):
+            raise ValueError
+        return rows
+    except ValueError:
+        on_loss(f"{path} is damaged: the sweep begins anew")
+        return []
+
+
+def _is_row(row: Any, first: Any, model: str, temperature: float | None) -> bool:
+    """Whether a row can be reported beside the first one, which is of real text."""
+    if not isinstance(row, dict) or row.get("model") != model or row.get("temperature", model) != temperature:
+        return False
+    known = {"model", "temperature", "rule", *_NLLS, *_NUMBERS}
+    if row.keys() != known or row["rule"] not in typing.get_args(metrics.Rule):
+        return False
+    given = [name for name in _NLLS if row[name] is not None]
+    wanted = [name for name in _NLLS if name != "nll_oracle" or first[name] is not None]
+    return (row is first or given == wanted) and all(data.is_number(row[name]) for name in (*given, *_NUMBERS))
 
 
 def _fit_split(sizes: language_model.Sizes, tokens: Array, key: Key, schedule: language_model.Schedule):

@@ -365,7 +365,7 @@ def test_object_arrays_and_odd_names_are_refused(tmp_path):
     loaded = np.array([Runs(os.system, "false")], dtype=object)
     fails(tmp_path, pickle.dumps([loaded], 4), "system): refused")
     fails(tmp_path, pickle.dumps([np.array([None], dtype=object)] * 15, 4), "not float")
-    fails(tmp_path, npz_bytes(**good(bi=np.array([None] * 3, dtype=object))), "is neither an intact")
+    fails(tmp_path, npz_bytes(**good(bi=np.array([None] * 3, dtype=object))), "has dtype object, should be float")
     fails(tmp_path, b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", r"(a\nb.c)")
 
 

@@ -393,9 +393,9 @@ def test_a_changed_corpus_is_noticed(text_run, tmp_path, capsys):
     corpus.write_text(CORPUS + "a new line about a man\n", encoding="utf-8")
     assert leakgan("train", "--out", out, "--resume", "--corpus", corpus) == 2
     assert "corpus" in capsys.readouterr().err
-    record = json.loads((out / "config.json").read_text())
+    _, _, record = rundir.open_run(out)
     record["config"]["corpus"] = str(corpus)
-    (out / "config.json").write_text(json.dumps(record))
+    rundir.write_record(out, record)
     assert leakgan("inspect", out) == 2
     assert "its data has changed" in capsys.readouterr().err
 
