@@ -249,7 +249,7 @@ def _validated(arrays: dict[str, np.ndarray]) -> dict[str, Array]:
 
 def _read_npz(content: bytes) -> dict[str, np.ndarray]:
     """Arrays by name. Of NumPy's reader the header alone: the rest of it allocates whatever a header claims."""
-    if content.count(zipfile.stringCentralDir) > _MAX_STEPS:  # an object for each, before any is read  # type: ignore[attr-defined]
+    if content.count(b"PK\1\2") > _MAX_STEPS:  # of the central directory: an object for each, before any is read
         raise OracleError(f"has over {_MAX_STEPS:,} entries, should have 15")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -351,7 +351,8 @@ class _Unpickler(pickle._Unpickler):
     steps = 0
 
     def load_reduce(self) -> None:
-        if type(self.stack[-1]) is not tuple:  # a string would be spread, character by character  # type: ignore[attr-defined]
+        stack = self.stack  # type: ignore[attr-defined]
+        if type(stack[-1]) is not tuple:  # a string would be spread, character by character
             raise OracleError("is a pickle that no pickler writes, should be a list of 15 NumPy arrays")
         super().load_reduce()  # type: ignore[misc]
 

@@ -813,7 +813,7 @@ def test_leftovers_of_a_killed_write_are_cleared(finished, tmp_path):
     shutil.copytree(finished, out)
     (out / ".curves.png.1-ab.partial").write_text("half")
     assert command("train", "--out", out, "--resume")[0] == 0
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.partial"))
 
 
 # --- Prepared datasets --------------------------------------------------------------------------------
