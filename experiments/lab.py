@@ -25,7 +25,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from leakgan_jax import Config, ConfigError, metrics, oracle, preset, run, rundir, sweep
-from leakgan_jax.checkpoint import CheckpointError
+from leakgan_jax.checkpoint import CheckpointError, Checkpoints
 from leakgan_jax.cli import set_up_jax
 from leakgan_jax.data import DataError
 from leakgan_jax.display import Display
@@ -286,9 +286,20 @@ def continue_as(config: Config, pretrained: Path, out: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(pretrained, copy)
     for path in [copy / "config.json", *copy.glob("seed-*/config.json")]:
-        _, _, record = rundir.open_run(path.parent, several=True)
-        record["config"] |= {name: getattr(config, name) for name in ADVERSARIAL}
-        rundir.write_record(path.parent, record)
+        saved, seed, record = rundir.open_run(path.parent, several=True)
+        saved = dataclasses.replace(saved, **{name: getattr(config, name) for name in ADVERSARIAL})
+        rundir.write_record(path.parent, {**record, "config": saved.to_json()})
+        if (checkpoints := path.parent / "checkpoints").exists():
+            shutil.rmtree(checkpoints)
+            target, about = run.target(saved), run.identity(saved, seed, record["data"])
+            with (
+                Checkpoints(pretrained / path.parent.relative_to(copy), create=False) as theirs,
+                Checkpoints(path.parent, create=True, identity=about) as ours,
+            ):
+                last = theirs.restore(target)
+                kept = [theirs.restore(target, "mle"), last]
+                for kept_one in kept if kept[0].step < last.step else [last]:
+                    ours.save(kept_one.step, kept_one.state, kept_one.extra, kept_one.metrics)
     copy.rename(out)
 
 

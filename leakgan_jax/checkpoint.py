@@ -71,6 +71,7 @@ class Restored(NamedTuple):
     step: int
     state: GanState  # new arrays on the default device, safe to donate; the caller places them on others
     extra: dict  # as saved, after a round trip through JSON
+    metrics: dict[str, float]  # as saved
 
 
 def _warn(line: str) -> None:
@@ -301,7 +302,9 @@ class Checkpoints:
             arrays |= _unpacked(packed, {name: wanted[name] for name in shares if shares[name] == share})
         arrays |= _unpacked(np.empty(0, np.uint8), {name: wanted[name] for name in wanted.keys() - arrays.keys()})
         leaves = [_unstored(arrays[name], leaf) for name, leaf in wanted.items()]
-        return Restored(step, jax.tree.unflatten(jax.tree.structure(target), leaves), record["extra"])
+        return Restored(
+            step, jax.tree.unflatten(jax.tree.structure(target), leaves), record["extra"], record["metrics"]
+        )
 
     def _record(self, step: int) -> dict:
         """The manifest of a checkpoint. Raises CheckpointError if it is not of this run or version, any other

@@ -206,7 +206,7 @@ def train(
     real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
     arrays = _place_arrays(devices, task.arrays)
     last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
-    shapes = _target(config)
+    shapes = target(config)
     first = parallel.is_first()
 
     def draw_curves():
@@ -220,7 +220,7 @@ def train(
             display.message(f"note: rounding may differ from before, as this did change: {', '.join(changed)}")
         stack.enter_context(jax.set_mesh(devices) if devices.size > 1 else contextlib.nullcontext())
         checkpoints = [
-            stack.enter_context(Checkpoints(place, create=True, identity=_identity(config, seed, task)))
+            stack.enter_context(Checkpoints(place, create=True, identity=identity(config, seed, task.source)))
             for place, seed in zip(places, seeds, strict=True)
         ]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
@@ -326,7 +326,7 @@ def open_task(out: Path) -> tuple[Config, Task]:
 def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str], None]) -> Params:
     """The parameters of a checkpoint of the run in `out`; `on_skip` is told of damaged ones passed over."""
     with Checkpoints(out, create=False) as checkpoints:
-        return checkpoints.restore(_target(config), which, on_skip).state.params
+        return checkpoints.restore(target(config), which, on_skip).state.params
 
 
 def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> dict[str, Params]:
@@ -334,12 +334,12 @@ def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> di
 
     `on_skip` is told, in a line, of damaged checkpoints and of a missing MLE model.
     """
-    units, target = schedule(config), _target(config)
+    units, shapes = schedule(config), target(config)
     with Checkpoints(out, create=False) as checkpoints:
-        newest = checkpoints.restore(target, on_skip=on_skip)
+        newest = checkpoints.restore(shapes, on_skip=on_skip)
         models, adversarial = {}, units[newest.step - 1].phase == "adversarial"
         try:
-            best = checkpoints.restore(target, "mle")
+            best = checkpoints.restore(shapes, "mle")
             models["MLE, best NLL_gen"] = best.state.params
             if newest.step == best.step:
                 return models
@@ -603,12 +603,13 @@ def _find_operation(config: Config, kind: str, state: GanState, arrays: Arrays, 
     return "one operation at a time it does not happen"
 
 
-def _identity(config: Config, seed: int, task: Task) -> dict[str, Any]:
-    """What a checkpoint is of: one of other settings, of another seed or of other data is never loaded."""
-    return {"seed": seed, "data": task.source, "config": config.to_json()}
+def identity(config: Config, seed: int, source: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint is of; one of other settings, another seed or other data (`Task.source`) is never loaded."""
+    return {"seed": seed, "data": source, "config": config.to_json()}
 
 
-def _target(config: Config) -> GanState:
+def target(config: Config) -> GanState:
+    """The shapes of a run's state, for `Checkpoints.restore`."""
     return jax.eval_shape(functools.partial(training.init, config), jax.random.key(0))
 
 
@@ -626,14 +627,14 @@ def _restore_or_init(
         return jax.vmap(init)(keys.init) if keys.init.ndim else init(keys.init), 0, [{} for _ in checkpoints]
     most = None
     while True:  # a kill while they were being saved left some seeds a checkpoint ahead
-        restored = [of_seed.restore(_target(config), on_skip=display.message, most=most) for of_seed in checkpoints]
+        restored = [of_seed.restore(target(config), on_skip=display.message, most=most) for of_seed in checkpoints]
         if len({of_seed.step for of_seed in restored}) == 1:
             break
         most = min(of_seed.step for of_seed in restored)
         display.message(f"not every seed has a later checkpoint than that of unit {most}: all go on from there")
     if parallel.is_first():
         for of_seed in checkpoints:
-            of_seed.look_through(_target(config), display.message, restored[0].step)
+            of_seed.look_through(target(config), display.message, restored[0].step)
     return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
 
 

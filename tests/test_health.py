@@ -11,7 +11,7 @@ from test_run import TINY, leakgan
 
 from leakgan_jax import health, rundir, training
 from leakgan_jax.checkpoint import Checkpoints
-from leakgan_jax.run import _target
+from leakgan_jax.run import target
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -99,7 +99,7 @@ def test_a_run_stops_where_a_number_goes_wrong_and_keeps_what_was_before(tmp_pat
     assert not (out / "metrics.jsonl").read_text()
     config, _, _ = rundir.open_run(out)
     with Checkpoints(out, create=False) as checkpoints:
-        restored = checkpoints.restore(_target(config))
+        restored = checkpoints.restore(target(config))
     assert restored.step == 0
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(restored.state))
 

@@ -72,7 +72,7 @@ def metrics(out: Path) -> list[dict]:
 def final_state(out: Path) -> list[np.ndarray]:
     config, _, _ = rundir.open_run(out)
     with Checkpoints(out, create=False) as checkpoints:
-        restored = checkpoints.restore(run._target(config))
+        restored = checkpoints.restore(run.target(config))
     assert restored.step == len(run.schedule(config))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
 
@@ -561,7 +561,7 @@ def test_training_s_products_are_rounded_as_the_config_says(finished, precision,
     key = jax.eval_shape(jax.random.key, 0)
     for kind in ("mle", "generator", "discriminator"):
         arrays = run.Arrays(train=sentences, heldout=sentences, oracle=None)
-        program = str(run._run_unit.trace(config, kind, run._target(config), arrays, key).jaxpr)
+        program = str(run._run_unit.trace(config, kind, run.target(config), arrays, key).jaxpr)
         assert set(re.findall(r"precision=\(?([\w.]+)", program)) == {told}
         assert program.count("precision=") == program.count("dot_general[") > 10
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_ahead_of_the_other_seeds_takes_no_place_from_the_common_on
     shutil.copytree(together / "seed-5", ahead)
     common, newest = steps_of(ahead)[-2:]
     with Checkpoints(ahead, create=True) as checkpoints:
-        restored = checkpoints.restore(run._target(config), most=common)
+        restored = checkpoints.restore(run.target(config), most=common)
         assert restored.step == common
         checkpoints.save(newest + 1, restored.state, {}, {})
         assert common in checkpoints.steps()
