@@ -1,4 +1,4 @@
-"""What keeping a run safe costs: checkpoints, checks, metric lines and curves, beside the training they are made for.
+"""What keeping a run safe costs: checkpoints, checks and metric lines, beside the training they are made for.
 
     python -m benchmarks.overhead
     python -m benchmarks.overhead --preset synthetic20
@@ -6,9 +6,10 @@
 One run of the preset, checkpoints at the interval that users have, in one process: the functions of `KEEPING` are
 timed from outside while it trains, those within others apart, and every unit until its results are there. The first
 unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the
-run safe are counted (the first curves wait for fonts), so the share is an upper bound; beside it is the share with a
-median call in place of each first one. What the checks of `COMPILED` add to a unit is timed afterwards: the units with
-and without them, called in turn. Data is drawn here. Prints a Markdown table and appends a JSON line.
+run safe are counted. What the checks of `COMPILED` add to a unit is timed afterwards: the units with and without them,
+called in turn, and the median of the differences between neighbours, with its standard error (1.25 of the mean's, from
+the quartiles); it is small beside the noise of a machine that is shared. Curves and samples, of `REPORTING`, are rows
+of the table and no part of the sum. Data is drawn here. Prints a Markdown table and appends a JSON line.
 """
 
 import contextlib
@@ -38,15 +39,14 @@ TABLE = (("table", "leakgan_jax.run", "_table_rows"),)  # neither
 KEEPING = (
     ("checkpoint: state from the device", "leakgan_jax.run", "_save"),
     ("checkpoint: write, sync, rename", "leakgan_jax.checkpoint", "Checkpoints.save"),
-    ("checkpoint: digests of arrays", "leakgan_jax.checkpoint", "_digest"),
-    ("finite checks", "leakgan_jax.run", "_require_finite"),
     ("finite checks", "leakgan_jax.health", "problem"),
     ("collapse checks", "leakgan_jax.health", "collapse"),
     ("agreement of processes", "leakgan_jax.parallel", "agree"),
     ("metric lines", "leakgan_jax.rundir", "append"),
-    ("samples.txt", "leakgan_jax.run", "write"),
-    ("curves", "leakgan_jax.report", "draw_curves"),
+    ("metric lines", "leakgan_jax.rundir", "lines_digest"),
 )
+REPORTING = (("samples.txt", "leakgan_jax.run", "write"), ("curves", "leakgan_jax.report", "draw_curves"))
+TIMED = TRAINING + TABLE + REPORTING
 # Checks inside the compiled units: module, function, and what does nothing in its place.
 COMPILED: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("leakgan_jax.health", "gradient", lambda name, grads: {}),
@@ -64,6 +64,7 @@ class Part(NamedTuple):
     median: float  # seconds of a call, without what is another row
     first: float
     total: float
+    error: float = 0.0  # standard error of the total, where it is measured apart
 
 
 class Account:
@@ -113,9 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = measure.parser("benchmarks.overhead", __doc__)
     parser.add_argument("--preset", default="quickstart", metavar="NAME", help="of the synthetic task")
     parser.add_argument(
-        "--repeats", type=measure.positive, default=9, help="calls of each unit with and without checks"
+        "--repeats", type=measure.positive, default=31, help="calls of each unit with and without checks"
     )
-    parser.add_argument("--budget", type=measure.seconds, default=60, help="seconds for them, or 3 calls of each")
+    parser.add_argument("--budget", type=measure.seconds, default=150, help="seconds for them, or 3 calls of each")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.jsonl"))
     args = parser.parse_args(argv)
     try:
@@ -130,24 +131,27 @@ def main(argv: list[str] | None = None) -> None:
     print(measure.described(facts), flush=True)
     parts, missing = measured(config)
     training_parts = [part for part in parts if is_training(part.name)]
-    keeping = [part for part in parts if not is_training(part.name)]
+    others = [part for part in parts if not is_training(part.name)]
+    reporting = [part for part in others if part.name in {name for name, *_ in REPORTING}]
+    keeping = [part for part in others if part not in reporting]
     inside = in_units(config, training_parts, args.repeats, args.budget)
     keeping += [inside] if inside else []
     units = sum(part.total for part in training_parts if part.name != "evaluation")
     trained, spent = sum(part.total for part in training_parts), sum(part.total for part in keeping)
-    print(markdown(training_parts, keeping, trained))
+    print(markdown(training_parts, keeping + reporting, trained))
     if missing:
         print(f"\nNot in this version: {', '.join(missing)}")
-    warm = spent + sum(part.median - part.first for part in keeping)
     verdict = "under" if spent / trained < LIMIT else "NOT under"
-    print(f"\n{spent:.2f} s of {trained:.1f} s of training: {spent / trained:.2%}, {verdict} {LIMIT:.0%};", end=" ")
-    print(f"{spent / units:.2%} of the {units:.1f} s of units alone; {warm / trained:.2%} of training when warm")
+    error = max((part.error for part in keeping), default=0.0)
+    share = f"{spent / trained:.2%} ± {error / trained:.2%}"
+    print(f"\nCheckpoints, checks and metric lines: {spent:.2f} s of {trained:.1f} s of training: {share},", end=" ")
+    print(f"{verdict} {LIMIT:.0%}; {spent / units:.2%} of the {units:.1f} s of units alone")
     line = {"preset": args.preset, "seconds_of_training": trained, "seconds_of_units": units}
     line |= {
         "seconds_of_keeping": spent,
         "share": spent / trained,
         "share_of_units": spent / units,
-        "share_warm": warm / trained,
+        "error_of_share": error / trained,
     }
     line |= {"parts": [part._asdict() for part in parts] + ([inside._asdict()] if inside else []), "missing": missing}
     with open(args.out, "a", encoding="utf-8") as file:
@@ -159,8 +163,8 @@ def measured(config: Config) -> tuple[list[Part], list[str]]:
     account = Account()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        missing = [f"{module}.{name}" for _, module, name in TRAINING + TABLE + KEEPING if not _owner(module, name)]
-        for label, module, name in TRAINING + TABLE + KEEPING:
+        missing = [f"{module}.{name}" for _, module, name in TIMED + KEEPING if not _owner(module, name)]
+        for label, module, name in TIMED + KEEPING:
             if owner := _owner(module, name):
                 attribute = name.split(".")[-1]
                 timed = account.timed(label, getattr(owner, attribute))
@@ -213,7 +217,7 @@ def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> 
     if not checks:
         return None
     config, task = run.load_task(config, 0)
-    state, total, count = training.init(config, jax.random.key(0)), 0.0, 0
+    state, total, variance, count = training.init(config, jax.random.key(0)), 0.0, 0.0, 0
     for part in parts:
         if part.name == "evaluation":
             continue
@@ -226,9 +230,11 @@ def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> 
         programs = [measure.Program(unit, state, data, trains=True)]
         with without(checks):
             programs.append(measure.Program(functools.partial(unit), state, data, trains=True))
-        checked, plain = np.median(measure.alternate(programs, repeats, budget / len(parts)), axis=0)
-        total, count = total + (checked - plain) * part.calls, count + part.calls
-    return Part(IN_UNITS, count, total / count, total / count, total)
+        checked, plain = np.transpose(measure.alternate(programs, repeats, budget / len(parts)))
+        low, added, high = np.quantile(checked - plain, (0.25, 0.5, 0.75))
+        error = 1.25 * (high - low) / 1.35 / np.sqrt(len(checked))
+        total, variance, count = total + added * part.calls, variance + (error * part.calls) ** 2, count + part.calls
+    return Part(IN_UNITS, count, total / count, total / count, total, float(np.sqrt(variance)))
 
 
 def markdown(trained: list[Part], keeping: list[Part], seconds: float) -> str:

@@ -42,8 +42,9 @@ def summary(metrics: Metrics) -> Metrics:
 
 def state(tree: Any) -> Metrics:
     """The first leaf of a state, parameters and moments, that is not finite."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return {f"{_STATE}{_BAD_LEAF}": _first(~jnp.stack(finite))}
+    # 0 times what is not finite is NaN, and a sum is many times as quick as "all" of it on a CPU.
+    zeros = [jnp.sum(leaf * 0).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    return {f"{_STATE}{_BAD_LEAF}": _first(~jnp.isfinite(jnp.stack(zeros)))}
 
 
 def problem(line: dict[str, Any], tree: Any) -> str | None:

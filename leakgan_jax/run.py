@@ -8,6 +8,7 @@ continues to the last bit as if it had never stopped.
 import contextlib
 import dataclasses
 import functools
+import math
 import signal
 import time
 import traceback
@@ -271,7 +272,7 @@ def train(
                     rundir.append(place / "metrics.jsonl", new[i])
             display.update(index + 1, new, unit_seconds)
             stop, due = parallel.agree(signals.caught, time.monotonic() - saved_at > CHECKPOINT_SECONDS)
-            if unit.evaluate or due or stop or index + 1 == len(units):
+            if due or stop or index + 1 == len(units) or any(map(_is_best, lines)):
                 _save(checkpoints, index + 1, state, extras, lines)
             if due or stop:
                 draw_curves()
@@ -648,6 +649,14 @@ def _keep_lines(place: Path, done: int, extra: dict[str, Any], display) -> list[
     lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256") if done else None, lost)
     extra["metrics_sha256"] = rundir.lines_digest(lines)
     return lines
+
+
+def _is_best(lines: list[dict[str, Any]]) -> bool:
+    """Whether the last of a seed's metric lines has the lowest NLL_gen so far."""
+    *before, last = lines
+    return "nll_gen" in last and last["nll_gen"] <= min(
+        (x["nll_gen"] for x in before if "nll_gen" in x), default=math.inf
+    )
 
 
 def _save(
