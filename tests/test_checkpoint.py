@@ -83,7 +83,7 @@ def check_refused(run: pathlib.Path, reason: str = "") -> None:
     """Checkpoint 2 of a copy of `pair` was changed: it must be passed over, and not be given as the best."""
     with Checkpoints(run, create=False) as opened:
         skipped = []
-        step, state, extra = opened.restore(STATES[0], on_skip=skipped.append)
+        step, state, extra, _ = opened.restore(STATES[0], on_skip=skipped.append)
         assert step == 1 and same(state, STATES[1]) and extra == {"seen": [1, 0.1]}
         [line] = skipped
         assert re.fullmatch(rf"checkpoint 2 is damaged \(.*{reason}.*\); falling back to 1", line) and len(line) < 400
@@ -113,7 +113,7 @@ def files_of(run: pathlib.Path, step: int) -> list[pathlib.Path]:
 def test_round_trip_is_bit_exact_and_keeps_types(checkpoints, abstract):
     checkpoints.save(3, STATES[3], {"config": {"lr": 0.1, "sizes": (1, 2)}, "done": False}, {})
     target = jax.eval_shape(lambda: STATES[0]) if abstract else STATES[0]
-    step, state, extra = checkpoints.restore(target)
+    step, state, extra, _ = checkpoints.restore(target)
     assert step == 3 and same(state, STATES[3])
     assert isinstance(state.worker.opt_state["supervised"][0], optax.ScaleByAdamState)
     assert extra == {"config": {"lr": 0.1, "sizes": [1, 2]}, "done": False}
@@ -458,7 +458,7 @@ def test_saving_a_step_again_replaces_it(checkpoints):
     checkpoints.save(2, STATES[0], {"again": True}, {})
     assert checkpoints.steps() == [1, 2, 3]  # 1 is the best
     checkpoints.save(3, STATES[0], {"again": True}, {})
-    _, state, extra = checkpoints.restore(STATES[1])
+    _, state, extra, _ = checkpoints.restore(STATES[1])
     assert same(state, STATES[0]) and extra == {"again": True}
 
 
@@ -582,7 +582,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_or_the_new(tmp_path, monk
             assert opened.restore(states[0], on_skip=pytest.fail).step in (1, 2)
         with Checkpoints(run, create=True) as opened:
             assert {path.name for path in (run / "checkpoints").iterdir()} in ({"0", "1", "2"}, {"1", "2"})
-            step, state, extra = opened.restore(states[0], on_skip=pytest.fail)
+            step, state, extra, _ = opened.restore(states[0], on_skip=pytest.fail)
             assert step == 2 and same(state, states[1] if extra else states[0])
             seen.add((bool(extra), frozenset(before - {"0", "1", "2"})))
             assert opened.restore(states[0], "best").step == 2
@@ -695,7 +695,7 @@ def test_devices_and_processes_may_change(tmp_path):
     run_processes(2, tmp_path, 2)
     assert [path.name for path in sorted((tmp_path / "checkpoints" / "3" / "state").iterdir())] == ["0", "1"]
     with Checkpoints(tmp_path, create=False) as opened:
-        step, restored, extra = opened.restore(state, on_skip=pytest.fail)
+        step, restored, extra, _ = opened.restore(state, on_skip=pytest.fail)
         assert step == 3 and extra == {"by": 2} and same(restored, state)
         assert opened.restore(state, "best").step == 3
     (tmp_path / "checkpoints" / "3" / "state" / "1" / "_METADATA").unlink()
