@@ -281,6 +281,8 @@ def _train(argv: list[str]) -> int:
     from leakgan_jax.display import Display
 
     processes = arguments.coordinator, arguments.num_processes, arguments.process_id
+    if arguments.debug_nans and (arguments.distributed or any(value is not None for value in processes)):
+        raise ConfigError("debug-nans is for one process alone; its checkpoints resume in any number")
     if arguments.distributed or any(value is not None for value in processes):
         parallel.start(*processes)
     display = Display(quiet=not parallel.is_first())

@@ -186,11 +186,11 @@ def on_first(function: Callable[[], Any]) -> None:
         raise failure
 
 
-def agree(stop: int | None, due: bool) -> tuple[int | None, bool]:
+def agree(stop: int | None, save: bool) -> tuple[int | None, bool]:
     """What every process is to do after a unit: stop if any was told to, save when the first says so."""
     if jax.process_count() == 1:
-        return stop, due
-    told = np.asarray(multihost_utils.process_allgather(np.array([stop or 0, due], np.int32)))
+        return stop, save
+    told = np.asarray(multihost_utils.process_allgather(np.array([stop or 0, save], np.int32)))
     return int(told[:, 0].max()) or None, bool(told[0, 1])
 
 

@@ -271,8 +271,9 @@ def train(
                 if first:
                     rundir.append(place / "metrics.jsonl", new[i])
             display.update(index + 1, new, unit_seconds)
-            stop, due = parallel.agree(signals.caught, time.monotonic() - saved_at > CHECKPOINT_SECONDS)
-            if due or stop or index + 1 == len(units) or any(map(_is_best, lines)):
+            due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            stop, save = parallel.agree(signals.caught, due or any(map(_is_best, lines)))
+            if save or stop or index + 1 == len(units):
                 _save(checkpoints, index + 1, state, extras, lines)
             if due or stop:
                 draw_curves()
