@@ -194,14 +194,6 @@ def agree(stop: int | None, save: bool) -> tuple[int | None, bool]:
     return int(told[:, 0].max()) or None, bool(told[0, 1])
 
 
-def same(value: int, what: str) -> None:
-    """Raises ConfigError unless every process has the same `value`."""
-    if jax.process_count() > 1:
-        told = np.asarray(multihost_utils.process_allgather(np.array([value], np.int64))).reshape(-1)
-        if len(set(told.tolist())) > 1:
-            raise ConfigError(f"processes differ in {what}: {told.tolist()}; they must see the same files")
-
-
 def _constrain(tree: T, spec: jax.P) -> T:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 

@@ -71,6 +71,7 @@ def test_a_mesh_that_cannot_be_is_one_line(tmp_path, capsys):
         (["--process-id", "0"], "--coordinator and --num-processes missing"),
         (["--coordinator", "here:1", "--num-processes", "2", "--process-id", "2"], "process-id is 2"),
         (["--coordinator", "here", "--num-processes", "2", "--process-id", "1"], "HOST:PORT"),
+        (["--distributed", "--debug-nans"], "one process alone"),
     ],
 )
 def test_processes_that_cannot_be_are_one_line(argv, expected, tmp_path, capsys):
