@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,12 +185,26 @@ def main(argv: list[str] | None = None) -> int:
 
     1 is for a process that lost the others of its run.
     """
-    status = _main(sys.argv[1:] if argv is None else argv)
-    if status in (1, 2) and "leakgan_jax.parallel" in sys.modules:
-        from leakgan_jax import parallel
-
-        parallel.leave(status)
+    try:
+        status = _main(sys.argv[1:] if argv is None else argv)
+    except BaseException:
+        if _is_one_of_several():
+            traceback.print_exc()
+            _leave(1)
+        raise
+    if status in (1, 2, 130) and _is_one_of_several():
+        _leave(status)
     return status
+
+
+def _is_one_of_several() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _leave(status: int) -> None:
+    from leakgan_jax import parallel
+
+    parallel.leave(status)
 
 
 def _main(argv: list[str]) -> int:
@@ -301,7 +316,7 @@ def _train(argv: list[str]) -> int:
             debug_nans=arguments.debug_nans,
         )
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = " ".join(str(error).split())[:150]
         lost = f"process {jax.process_index()} lost the others ({reason})"

@@ -87,6 +87,11 @@ def replicate(tree: T) -> T:
     return tree if jax.sharding.get_abstract_mesh().empty else _constrain(tree, jax.P())
 
 
+def padding(rows: int) -> int:
+    """How many rows more `spread` wants to divide `rows` evenly."""
+    return -rows % dict(jax.sharding.get_abstract_mesh().shape).get(DATA, 1)
+
+
 def map_shards(function: Callable[[Any], T], rows: Any) -> T:
     """`function` of the rows of each device apart, for what treats rows alone but would mix their order otherwise.
 
@@ -139,7 +144,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         if not 0 <= process_id < num_processes:
             raise ConfigError(f"process-id is {process_id}; it must be from 0 to {num_processes - 1}")
         host, _, port = coordinator.rpartition(":")
-        if not (host and port.isdigit() and 0 < int(port) < 2**16):
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
             raise ConfigError(f"coordinator is {coordinator!r}; it must be HOST:PORT of process 0")
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
@@ -178,7 +183,7 @@ def on_first(function: Callable[[], Any]) -> None:
         except Exception as error:
             failure = error
     if jax.process_count() > 1:
-        message = f"{failure}".encode()[:1000] if failure is not None else b""
+        message = b"" if failure is None else (str(failure) or type(failure).__name__).encode()[:1000]
         told = multihost_utils.broadcast_one_to_all(np.frombuffer(message.ljust(1000, b"\0"), np.uint8))
         if (text := bytes(told).rstrip(b"\0").decode(errors="replace")) and failure is None:
             failure = ConfigError(text)
@@ -202,7 +207,7 @@ def _read(asked: str) -> dict[str, int]:
     sizes = {}
     for part in filter(None, asked.split(",")):
         name, _, number = part.partition("=")
-        if name not in (SEEDS, DATA) or name in sizes or not number.isdigit() or int(number) < 1:
+        if name not in (SEEDS, DATA) or name in sizes or not (number.isascii() and number.isdigit()) or int(number) < 1:
             raise ConfigError(f"mesh is {asked!r}; it must be written like data=8 or seeds=2,data=4")
         sizes[name] = int(number)
     return sizes

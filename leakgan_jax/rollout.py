@@ -91,8 +91,9 @@ def sample_many(
     keys = jax.random.split(key, -(-num // batch) * batch).reshape(-1, batch)
 
     def chunk(keys):
-        rollout = sample(config, params, keys, temperature)
-        return rollout.tokens, rollout.log_probs
+        shared = jnp.concatenate([keys, keys[: parallel.padding(batch)]])  # devices get as many rows each
+        rollout = sample(config, params, shared, temperature)
+        return rollout.tokens[:batch], rollout.log_probs[:batch]
 
     tokens, log_probs = jax.lax.map(chunk, keys)
     return tokens.reshape(-1, config.length)[:num], log_probs.reshape(-1, config.length)[:num]

@@ -232,7 +232,7 @@ def train(
         display.start(config, units, done, task, seeds)
         if devices.size > 1 or left_out:
             display.message(_describe_mesh(devices, left_out))
-        collapsed = False
+        collapsed: set[Path] = set()
         for index in range(done, len(units)):
             unit, before = units[index], state
             began = time.monotonic()
@@ -247,19 +247,22 @@ def train(
                 new = [line | scores for line, (_, scores) in zip(new, scored, strict=True)]
                 problems = [health.problem(line, shapes) for line in new]
             if any(problems):
-                _save(checkpoints, index, before, extras, lines)
                 place, wrong = next((place, wrong) for place, wrong in zip(places, problems, strict=True) if wrong)
                 found = ""
                 if debug_nans:
-                    found = f"; {_find_operation(config, unit.kind, before, arrays, jax.random.clone(key))}"
-                raise RunError(_describe_problem(place, out, unit, index, wrong, found))
+                    again = jax.random.clone(key), _fold_in(jax.random.clone(keys.evaluate), index)
+                    found = f"; {_find_operation(config, unit, before, arrays, *again)}"
+                problem = _describe_problem(place, unit, index, wrong, found)
+                try:
+                    _save(checkpoints, index, before, extras, lines)
+                except CheckpointError as error:
+                    raise RunError(f"{problem}; and {error}") from None
+                more = "" if found else f"; to find the operation: leakgan train --out {out} --resume --debug-nans"
+                raise RunError(f"{problem}; checkpoint {index} has the state before it{more}")
             if unit.evaluate and first:
                 for place, (tokens, _) in zip(places, scored, strict=True):
                     write(place / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
-                warnings = [warning for line in new if (warning := health.collapse(line))]
-                if warnings and not collapsed:
-                    display.message(warnings[0])
-                collapsed = bool(warnings)
+                collapsed = _tell_collapse(places, new, collapsed, display)
             if unit == last_mle:
                 for extra, own in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
                     extra["mle_last"] = own
@@ -272,7 +275,8 @@ def train(
                     rundir.append(place / "metrics.jsonl", new[i])
             display.update(index + 1, new, unit_seconds)
             due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            stop, save = parallel.agree(signals.caught, due or any(map(_is_best, lines)))
+            bests = [_is_best(line, extra) for line, extra in zip(new, extras, strict=True)]
+            stop, save = parallel.agree(signals.caught, due or any(bests))
             if save or stop or index + 1 == len(units):
                 _save(checkpoints, index + 1, state, extras, lines)
             if due or stop:
@@ -530,6 +534,9 @@ def _table_rows(config: Config, arrays: Arrays, params: Params, key: Key) -> lis
     temperatures = sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
     # The same draws for every row, so that rows differ by model and temperature alone.
     scored = [_scores(config, arrays, params, jax.random.clone(key), alpha) for alpha in temperatures]
+    for _, scores in (of_seed for of_seeds in scored for of_seed in of_seeds):
+        if wrong := health.problem(dict(scores), None):
+            raise RunError(f"a row of the table is not finite: at temperature {scores['temperature']:.3g} {wrong}")
     return [[scores for _, scores in of_seed] for of_seed in zip(*scored, strict=True)]
 
 
@@ -583,26 +590,42 @@ def _describe_mesh(devices: jax.sharding.Mesh, left_out: int) -> str:
     return text + (f"; {left_out} more are left out, as they do not divide batch_size evenly" if left_out else "")
 
 
-def _describe_problem(place: Path, out: Path, unit: Unit, index: int, wrong: str, found: str) -> str:
-    what = f"stopped in unit {index + 1} ({unit.phase}, {unit.kind}, {unit.step}) of {place}: {wrong}{found}"
-    again = "" if found else f"; to find the operation: leakgan train --out {out} --resume --debug-nans"
-    return f"{what}; checkpoint {index} has the state before it{again}"
+def _describe_problem(place: Path, unit: Unit, index: int, wrong: str, found: str) -> str:
+    return f"stopped in unit {index + 1} ({unit.phase}, {unit.kind}, {unit.step}) of {place}: {wrong}{found}"
 
 
-def _find_operation(config: Config, kind: str, state: GanState, arrays: Arrays, key: Key) -> str:
-    """Repeats a unit one operation at a time; says which first made a NaN, and where in the code."""
+def _find_operation(config: Config, unit: Unit, state: GanState, arrays: Arrays, key: Key, evaluate_key: Key) -> str:
+    """Repeats a unit one operation at a time; says which first made a NaN, or else an infinity, and where."""
 
     def one(state, arrays, key):
-        return _unit(config, kind, state, arrays, key)
+        return _unit(config, unit.kind, state, arrays, key)
 
-    try:
-        with jax.disable_jit(), jax.debug_nans(True), jax.default_matmul_precision(config.matmul_precision):
-            _over_seeds(one, state, arrays, key)
-    except FloatingPointError as error:
-        ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent.is_relative_to(_HERE)]
-        at = f" at {Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}: {ours[-1].line}" if ours else ""
-        return f"{str(error).splitlines()[0].rstrip('.')}{at}"
+    def score(params, arrays, key):
+        return training.evaluate(config, params, arrays.heldout, key, config.eval_temperature)
+
+    for check in (jax.debug_nans, jax.debug_infs):
+        try:
+            with jax.disable_jit(), check(True), jax.default_matmul_precision(config.matmul_precision):
+                after, _ = _over_seeds(one, state, arrays, jax.random.clone(key))
+                if unit.evaluate:
+                    _over_seeds(score, after.params, arrays, jax.random.clone(evaluate_key))
+        except FloatingPointError as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HERE)]
+            at = f" at {Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}: {ours[-1].line}" if ours else ""
+            return f"{str(error).splitlines()[0].rstrip('.')}{at}"
     return "one operation at a time it does not happen"
+
+
+def _tell_collapse(places: Sequence[Path], lines: list[dict], collapsed: set[Path], display) -> set[Path]:
+    """Warns of each seed that collapsed since the last evaluation; returns those that are collapsed now."""
+    now = set()
+    for place, line in zip(places, lines, strict=True):
+        if warning := health.collapse(line):
+            now.add(place)
+            if place not in collapsed:
+                display.message(f"{warning} ({place.name}, {line['phase']} {line['step']})")
+    return now
 
 
 def identity(config: Config, seed: int, source: dict[str, Any]) -> dict[str, Any]:
@@ -620,11 +643,19 @@ def _restore_or_init(
 ) -> tuple[GanState, int, list[dict]]:
     """The state, the units done and what else each seed's checkpoint holds."""
     steps = [of_seed.steps() for of_seed in checkpoints]
-    if not all(steps):  # killed before the first was saved, or some seeds' first
+    _, anew = parallel.agree(None, not all(steps))
+    if anew:  # killed before the first was saved, or some seeds' first
         if any(len(of_seed) > 1 for of_seed in steps):
             raise RunError(
                 f"{places[steps.index([])]} has lost its checkpoints; put them back, or choose another --out"
             )
+        for place in places:
+            *before, _ = [0.0, 0.0, *(line["seconds"] for line in rundir.read_lines(place / "metrics.jsonl", 2**31))]
+            if before[-1] > 2 * CHECKPOINT_SECONDS:  # and went on for a unit, so there was one
+                right = "put them back, or choose another --out"
+                raise RunError(f"{place} has lost its checkpoints, {before[-1]:.0f} s of training; {right}")
+        if any((place / "metrics.jsonl").exists() for place in places):
+            display.message("there is no checkpoint yet: beginning anew")
         init = jax.jit(functools.partial(training.init, config))
         return jax.vmap(init)(keys.init) if keys.init.ndim else init(keys.init), 0, [{} for _ in checkpoints]
     most = None
@@ -647,17 +678,17 @@ def _keep_lines(place: Path, done: int, extra: dict[str, Any], display) -> list[
         extra["lines_lost"] = line
         display.message(line)
 
-    lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256") if done else None, lost)
+    lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256"), lost)
     extra["metrics_sha256"] = rundir.lines_digest(lines)
     return lines
 
 
-def _is_best(lines: list[dict[str, Any]]) -> bool:
-    """Whether the last of a seed's metric lines has the lowest NLL_gen so far."""
-    *before, last = lines
-    return "nll_gen" in last and last["nll_gen"] <= min(
-        (x["nll_gen"] for x in before if "nll_gen" in x), default=math.inf
-    )
+def _is_best(line: dict[str, Any], extra: dict[str, Any]) -> bool:
+    """Whether a metric line has the lowest NLL_gen so far, which `extra`, what a checkpoint remembers, then has."""
+    if "nll_gen" not in line or line["nll_gen"] > extra.get("lowest_nll_gen", math.inf):
+        return False
+    extra["lowest_nll_gen"] = line["nll_gen"]
+    return True
 
 
 def _save(

@@ -140,6 +140,8 @@ def open_directories(
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Holds the run in `out`; the system lets go of it when this process ends, however it does."""
+    if (out / _LOCK).is_symlink():  # old versions of filelock empty what it points to
+        raise RunError(f"{out / _LOCK} is a link; remove it")
     lock = filelock.FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -312,27 +314,36 @@ def keep_lines(
 
     Args:
         digest: `lines_digest` of the lines of units 1 to `done`, as it was kept elsewhere.
-        on_loss: told, in one line, if some of them are lost or damaged or, by `digest`, are not what was written.
+        on_loss: told, in one line, if some of them are lost.
     Raises:
-        RunError if there is something at `path` that cannot be read as a file, or over `MAX_METRICS` bytes.
+        RunError if, by `digest`, they are not what was written, or if there is something at `path` that cannot be read
+        as a file, or over `MAX_METRICS` bytes.
     """
-    kept: list[dict[str, Any]] = []
-    if not _is_absent(path):
-        try:
-            content = data.read_bytes(path, MAX_METRICS)
-        except data.DataError as error:
-            raise RunError(f"{error}; or delete it, and its curves are lost") from None
-        for text in content.splitlines():
-            line = _line(text)
-            if line is not None and (kept[-1]["unit"] if kept else 0) < line["unit"] <= done:
-                kept.append(line)
-    if lost := done - len(kept):
+    absent, kept = _is_absent(path), read_lines(path, done)
+    if digest is not None and not absent and lines_digest(kept) != digest:
+        right = "restore it, or delete it to go on without them"
+        raise RunError(f"{path} is damaged: the lines of the first {done:,} units are not what was written; {right}")
+    if (lost := done - len(kept)) and (absent or digest is None):
         on_loss(
             f"{path}: the lines of {lost:,} of {done:,} units are lost or damaged, and left out of curves and report"
         )
-    elif digest is not None and lines_digest(kept) != digest:
-        on_loss(f"{path}: the lines of the first {done:,} units are not those that were written: do not trust curves")
     write(path, "".join(map(_text, kept)))
+    return kept
+
+
+def read_lines(path: Path, done: int) -> list[dict[str, Any]]:
+    """The metric lines of units 1 to `done` that are whole; none where there is no file. Raises as `keep_lines`."""
+    kept: list[dict[str, Any]] = []
+    if _is_absent(path):
+        return kept
+    try:
+        content = data.read_bytes(path, MAX_METRICS)
+    except data.DataError as error:
+        raise RunError(f"{error}; or delete it, and its curves are lost") from None
+    for text in content.splitlines():
+        line = _line(text)
+        if line is not None and (kept[-1]["unit"] if kept else 0) < line["unit"] <= done:
+            kept.append(line)
     return kept
 
 

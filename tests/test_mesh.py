@@ -203,14 +203,16 @@ def assert_close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=0.02, atol=0.01)
 
 
-def processes(num: int, *argv, devices: int = 1) -> list[subprocess.CompletedProcess]:
+def processes(
+    num: int, *argv, devices: int = 1, program=("-m", "leakgan_jax.cli")
+) -> list[subprocess.CompletedProcess]:
     """The same command in `num` processes that find each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, "-m", "leakgan_jax.cli", *map(str, argv), "--coordinator", f"localhost:{port}"]
+    command = [sys.executable, *map(str, [*program, *argv]), "--coordinator", f"localhost:{port}"]
     command += ["--num-processes", str(num), "--process-id"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     running = [subprocess.Popen([*command, str(i)], **pipes) for i in range(num)]
@@ -254,6 +256,38 @@ def test_two_processes_train_as_one_and_one_goes_on_with_what_they_began(alone, 
     refused = processes(2, "train", "--out", two, *TINY)
     assert [d.returncode for d in refused] == [2, 2]
     assert all("already holds a run" in d.stderr for d in refused)
+
+
+def test_processes_agree_on_saving_where_an_evaluation_after_resuming_is_not_the_best(tmp_path):
+    """A process that has not read the metric lines would take its first evaluation for the best, and save alone."""
+    out = tmp_path / "run"
+    steep = ["--adversarial-lr", 0.3, "--adversarial-iterations", 6]
+    assert leakgan("train", "--out", out, *TINY, *steep) == 0
+    scored = [line["nll_gen"] for line in metrics(out) if "nll_gen" in line]
+    assert min(scored) not in scored[3:]  # later ones are worse
+    undisturbed = metrics(out)
+    with Checkpoints(out, create=False) as checkpoints:
+        for step in checkpoints.steps()[2:]:
+            shutil.rmtree(out / "checkpoints" / str(step))
+    done = processes(2, "train", "--out", out, "--resume")
+    assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
+    assert len(metrics(out)) == len(undisturbed)
+
+
+def test_an_error_in_one_process_ends_the_other(tmp_path):
+    code = """
+        import sys
+        from leakgan_jax import cli, run
+        if sys.argv[-1] == "1":
+            def broken(*args):
+                raise MemoryError("no room")
+            run._run_unit = broken
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(code))
+    done = processes(2, "train", "--out", tmp_path / "run", *TINY, program=[tmp_path / "program.py"])
+    assert done[1].returncode == 1 and "no room" in done[1].stderr
+    assert done[0].returncode not in (0, None)
 
 
 def test_four_processes_go_on_with_what_one_began(alone, tmp_path):

@@ -125,13 +125,17 @@ def test_a_seed_that_lost_its_checkpoints_does_not_cost_the_others_theirs(togeth
     assert (steps_of(out / "seed-5"), metrics(out / "seed-5")) == before
 
 
-def test_a_lost_metric_line_costs_no_run(together, tmp_path):
+def test_changed_metric_lines_are_refused_and_deleted_ones_are_told(together, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(together, out)
     lines = (out / "seed-6" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "seed-6" / "metrics.jsonl").write_text("".join(lines[:3] + lines[6:]))
     drop(out / "seed-5", steps_of(out / "seed-5")[-1])
+    assert leakgan("train", "--out", out, "--resume") == 2
+    assert "seed-6/metrics.jsonl is damaged" in capsys.readouterr().err
+    (out / "seed-6" / "metrics.jsonl").unlink()
     assert leakgan("train", "--out", out, "--resume") == 0
+    assert "are lost" in capsys.readouterr().err and "Metric lines: " in (out / "report.md").read_text()
 
 
 def test_one_of_several_seeds_is_not_resumed_alone(together, capsys):

@@ -75,12 +75,22 @@ def ranker_step(
             discriminator.dropout(config, _features(config, params, tokens), dropout_keys[0]),
             discriminator.dropout(config, _features(config, params, references), dropout_keys[1]),
         )
-        return ranker_loss(relevance, is_real)
+        return ranker_loss(relevance, is_real), _accuracy(relevance, is_real)
 
-    value, grads = jax.value_and_grad(loss)(state.discriminator.params)
+    (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.discriminator.params)
     net = update_discriminator(config, state.discriminator, grads)
-    metrics = {"discriminator_loss": value, **health.gradient("discriminator", grads)}
+    metrics = {
+        "discriminator_loss": value,
+        "discriminator_accuracy": accuracy,
+        **health.gradient("discriminator", grads),
+    }
     return state.replace(discriminator=net), metrics
+
+
+def _accuracy(relevance: Array, is_real: Array) -> Array:
+    """The share of pairs of a real and a generated sentence of which the real one is more relevant."""
+    score, real = relevance.mean(axis=-1), is_real > 0.5
+    return losses.masked_mean(score[:, None] > score[None], real[:, None] & ~real[None])
 
 
 def ranker_loss(relevance: Array, is_real: Array) -> Array:
