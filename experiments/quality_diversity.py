@@ -21,7 +21,8 @@ MEANING = (
     "same NLL_gen: so much above the baseline's lowest, at temperatures below that of the lowest. The difference is in "
     "NLL_oracle, below 0 where the model is better: mean and standard deviation over seeds. The 95% interval and p "
     f"(t-test against 0, not corrected for the number of rows) are of the column +{lab.TESTED:g}, fixed before any "
-    f"result; {lab.SAME_SIZE} became the baseline after the first ones. Empty where a seed cannot be compared. All seeds share one oracle."
+    f"result; {lab.SAME_SIZE} became the baseline after the first ones. Empty where a seed cannot be compared. All "
+    "seeds share one oracle."
 )
 
 

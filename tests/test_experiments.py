@@ -344,8 +344,8 @@ def made_up(cells, args, first=0, file=""):
                 point = {"temperature": t, "num_samples": 1000, "distinct": 1.0, "nll_div": 3.0}
                 point |= {"nll_gen": 5.1 + 0.8 * (1 / x - 0.95) ** 2} if t else {}
                 if is_text:
-                    names = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in (2, 3, 4, 5)]
-                    point |= {name: 0.9 - 0.4 * x + 0.01 * rng.normal() for name in names}
+                    scored = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in (2, 3, 4, 5)]
+                    point |= {name: 0.9 - 0.4 * x + 0.01 * rng.normal() for name in scored}
                     point |= {"references": 10_000, "by_length": [[1, 8, 30, 0.5, 0.4, 0.3, 0.2]]}
                 else:
                     point["nll_oracle"] = 2.5 + 4 * x + 0.05 * rng.normal()
