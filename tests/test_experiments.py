@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -269,6 +270,7 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
 )
 def test_what_cannot_be_done_is_one_line_and_harms_nothing(script, argv, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)  # nothing may be trained
     (tmp_path / "kept").write_text("of before")
     with pytest.raises(SystemExit, match="2"):
         run_script(script, monkeypatch, *argv.split())
