@@ -7,7 +7,7 @@ import lab
 import numpy as np
 from scipy import stats
 
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 TASK = "synthetic20"
 BASE = "LeakGAN"
@@ -39,8 +39,8 @@ def run(title: str, stem: str, variants: dict[str, dict[str, Any]], args: argpar
         text += f"\n## Once more, on seeds that nothing chose\n\n{table(fresh)}\n{lab.facts(lines, args.scale)}\n"
     text += "\n" + "\n".join(f"- {name}: `{settings}`" for name, settings in variants.items())
     folder = args.results / args.scale
-    draw(folder / f"{stem}.png", measured, f"{title}, {args.scale} scale")
-    lab.publish(f"{text}\n\n![{title}]({stem}.png)", folder / f"{stem}.md")
+    pictures = {f"{stem}.png": draw(measured, f"{title}, {args.scale} scale")}
+    lab.publish(f"{text}\n\n![{title}]({stem}.png)", folder / f"{stem}.md", pictures)
 
 
 def measure_all(lines: list[lab.Line], cells: list[lab.Cell]) -> dict[str, Measured]:
@@ -114,7 +114,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def draw(path, measured: dict[str, Measured], title: str) -> None:
+def draw(measured: dict[str, Measured], title: str):
     """Differences of each seed to the base, in NLL_oracle and at equal NLL_gen."""
     names = [name for name in measured if name != BASE]
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.8), layout="constrained", sharey=True)
@@ -131,4 +131,4 @@ def draw(path, measured: dict[str, Measured], title: str) -> None:
         ax.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}: left of 0 is better; a dot is a seed, a bar the mean", fontsize=9)
-    save(figure, path)
+    return figure

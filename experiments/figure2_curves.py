@@ -2,9 +2,10 @@
 
     python experiments/figure2_curves.py [--published FILE]
 
-Trains what Table 1 is missing. The published curves are read from a file of columns length, model, epoch, nll_oracle,
-as digitised from the paper's Figure 2 (not ours to distribute); without it, the paper's Table 1 is drawn as levels. At
-laptop scale the oracle is another one, so the two halves of the picture have axes of their own.
+Trains what Table 1 is missing. `figure2.png` has the levels of the paper's Table 1 beside ours. With a file of columns
+length, model, epoch, nll_oracle, as digitised from the paper's Figure 2 (not ours to distribute), those curves are
+beside ours in `figure2_published.png`. At laptop scale the oracle is another one, so the two halves of a picture have
+axes of their own.
 """
 
 import csv
@@ -15,22 +16,41 @@ import numpy as np
 from table1_synthetic import PUBLISHED
 
 from leakgan_jax import rundir
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 
 def body(args) -> None:
     published = read_published(args.published) if args.published else {}
-    plt = pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     text = (
         "# Figure 2: training curves\n\n| length | model | pre-training, epochs | NLL_oracle after | and at the end |\n"
     )
     text += "|--:|---|--:|--:|--:|\n"
-    every_line = []
+    lines_of = {}
     samples = lab.models("synthetic20", args.scale)[0].config(args.scale).eval_samples  # of evaluations in training
-    for row, task in zip(axes, PUBLISHED, strict=True):
-        lines, length = lab.collect(lab.models(task, args.scale), args), int(task[-2:])
-        every_line += lines
+    for task in PUBLISHED:
+        lines = lines_of[task] = lab.collect(lab.models(task, args.scale), args)
+        for name in lab.MODELS:
+            epochs, values, pretraining = curves(lab.of(lines, name))
+            after = lab.spread(values[:, epochs.index(pretraining)])
+            end = lab.spread(values[:, -1]) if pretraining < epochs[-1] else ""
+            text += f"| {' | '.join(map(str, [task[-2:], name, pretraining, after, end]))} |\n"
+    pictures = {"figure2.png": draw(lines_of, {}, args.scale)}
+    if published:
+        pictures["figure2_published.png"] = draw(lines_of, published, args.scale)
+    every_line = [line for lines in lines_of.values() for line in lines]
+    text += (
+        f"\n{lab.facts(every_line, args.scale, samples)} Ours at temperature 1; the published values of LeakGAN at "
+        "1/1.5, as far as its code tells, the others at 1. Bands: one standard deviation; dashed: adversarial training "
+        "begins.\n\n![Figure 2](figure2.png)"
+    )
+    lab.publish(text, args.results / args.scale / "figure2.md", pictures)
+
+
+def draw(lines_of: dict[str, list[lab.Line]], published: dict[tuple[int, str], np.ndarray], scale: str):
+    """Ours on the left, by task; on the right the published curves, or without them the levels of Table 1."""
+    figure, axes = pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for row, (task, lines) in zip(axes, lines_of.items(), strict=True):
+        length = int(task[-2:])
         for name in lab.MODELS:
             epochs, values, pretraining = curves(lab.of(lines, name))
             mean = values.mean(axis=0)
@@ -40,32 +60,24 @@ def body(args) -> None:
                 row[0].fill_between(
                     epochs, mean - deviation, mean + deviation, color=lab.COLOURS[name], alpha=0.15, lw=0
                 )
-            adversarial = pretraining < epochs[-1]
-            if adversarial:
+            if pretraining < epochs[-1]:
                 row[0].axvline(pretraining, color=lab.COLOURS[name], lw=0.6, ls="--")
-            after = lab.spread(values[:, epochs.index(pretraining)])
-            cells = [length, name, pretraining, after, lab.spread(values[:, -1]) if adversarial else ""]
-            text += f"| {' | '.join(map(str, cells))} |\n"
-            draw_published(row[1], published.get((length, name)), PUBLISHED[task].get(name), lab.COLOURS[name], name)
+            draw_published(row[1], published.get((length, name)), PUBLISHED[task].get(name), lab.COLOURS[name])
         real = np.mean([lab.at(line, None)["nll_oracle"] for line in lab.of(lines, "LeakGAN")])
         row[0].axhline(real, color="0.3", ls=":", lw=1, label="real")
         row[1].axhline(PUBLISHED[task]["real"], color="0.3", ls=":", lw=1, label="real")
-        for ax, whose in zip(row, (f"ours, {args.scale} scale", "published"), strict=True):
+        for ax, whose in zip(row, (f"ours, {scale} scale", "published" + ", Table 1" * (not published)), strict=True):
             ax.set_title(f"{length} tokens, {whose}", fontsize=10)
             ax.set_xlabel("MLE epochs, then adversarial iterations")
             ax.set_ylabel("NLL_oracle, nats per token")
             ax.grid(alpha=0.25)
+        if not published:  # levels, that have no epochs
+            row[1].set_xticks([])
+            row[1].set_xlabel("")
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8
     )
-    folder = args.results / args.scale
-    save(figure, folder / "figure2.png")
-    text += (
-        f"\n{lab.facts(every_line, args.scale, samples)} Ours at temperature 1; the published curve of LeakGAN at "
-        "1/1.5, as far as its code tells, the others at 1. Bands: one standard deviation; dashed: adversarial training "
-        "begins.\n\n![Figure 2](figure2.png)"
-    )
-    lab.publish(text, folder / "figure2.md")
+    return figure
 
 
 def curves(lines: list[lab.Line]) -> tuple[list[int], np.ndarray, int]:
@@ -86,16 +98,18 @@ def read_published(path: Path) -> dict[tuple[int, str], np.ndarray]:
                 found.setdefault(where, []).append((float(row["epoch"]), float(row["nll_oracle"])))
         if not found or not all(np.isfinite(points).all() for points in found.values()):
             raise ValueError
+    except OSError as error:
+        raise rundir.RunError(f"--published {path} cannot be read: {error.strerror}; give a file") from None
     except (KeyError, ValueError, TypeError):
         raise rundir.RunError(f"{path}: not a table of length, model, epoch, nll_oracle; give one") from None
     return {where: np.array(points) for where, points in found.items()}
 
 
-def draw_published(ax, curve: np.ndarray | None, level: float | None, colour: str, name: str) -> None:
+def draw_published(ax, curve: np.ndarray | None, level: float | None, colour: str) -> None:
     if curve is not None:
-        ax.plot(*curve.T, color=colour, label=name)
+        ax.plot(*curve.T, color=colour)
     elif level is not None:
-        ax.axhline(level, color=colour, label=f"{name}, Table 1")
+        ax.axhline(level, color=colour)
 
 
 if __name__ == "__main__":

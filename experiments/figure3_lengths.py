@@ -11,7 +11,7 @@ import lab
 import numpy as np
 from text_models import MODELS
 
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 ORDERS = (2, 3, 4, 5)
 
@@ -47,9 +47,8 @@ def body(args) -> None:
     axes[0].legend(loc="lower center", ncols=len(ORDERS), frameon=False, fontsize=8)
     axes[0].margins(y=0.15)
     folder = args.results / args.scale
-    save(figure, folder / "figure3.png")
     text += f"\n{lab.facts(lines, args.scale)} Temperature 1.\n\n![Figure 3](figure3.png)"
-    lab.publish(text, folder / "figure3.md")
+    lab.publish(text, folder / "figure3.md", {"figure3.png": figure})
 
 
 def by_length(lines: list[lab.Line]) -> dict[tuple[int, int], dict[int, list[float]]]:

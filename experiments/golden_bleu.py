@@ -54,6 +54,15 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=beside, help="folder of coco, coco_samples and emnlp_news")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/golden_bleu.md"))
     args = parser.parse_args()
+    try:
+        return score(args)
+    except (data.DataError, OSError) as error:
+        print(f"{parser.prog}: --data {args.data}: {error}", file=sys.stderr)
+        return 2
+
+
+def score(args: argparse.Namespace) -> int:
+    """1 if a number is off, else 0."""
 
     @functools.cache
     def read(name, tokenizer, lowercase):

@@ -29,6 +29,7 @@ from leakgan_jax.checkpoint import CheckpointError, Checkpoints
 from leakgan_jax.cli import set_up_jax
 from leakgan_jax.data import DataError
 from leakgan_jax.display import Display
+from leakgan_jax.report import save
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = 1 / 1.5  # the temperature of the published numbers of LeakGAN
@@ -36,6 +37,7 @@ TEMPERATURES = (0.4, 0.45, 0.5, 0.55, 0.6, PUBLISHED, 0.7, 0.75, 0.8, 0.85, 0.9,
 TEXT_TEMPERATURES = (0.6, PUBLISHED, 0.8, 0.9, 1.0, 1.1)
 LEVELS = (0.1, 0.2, 0.4, 0.8)  # of NLL_gen above the lowest of a baseline, at which models are compared with it
 TESTED = 0.4  # the one that tests are of, fixed before any result: about what 1/1.5 costs an MLE model
+MOST_SEEDS = 1_000
 PRETRAINED = "MLE, best NLL_gen"  # a checkpoint's name
 # What has no effect before adversarial training, so that cells which differ in nothing else share their pre-training.
 ADVERSARIAL = (
@@ -114,7 +116,12 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
         default="laptop",
         help="laptop: small oracle, models and schedules; paper: as published",
     )
-    made.add_argument("--seeds", type=int, help="default: 5 at laptop scale, 3 at the paper's")
+    made.add_argument(
+        "--seeds",
+        type=int,
+        help="default: 5 at laptop scale, 3 at the paper's; table and picture are written again, but where those on "
+        "file are of more seeds: then the table is printed only",
+    )
     made.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where models are trained")
     made.add_argument("--results", type=Path, default=RESULTS, help="where lines are read and appended")
     made.add_argument(
@@ -133,13 +140,14 @@ def main(script: str, description: str, body: Callable[[argparse.Namespace], Non
         add(made)
     args = made.parse_args()
     args.seeds = SCALES[args.scale][0] if args.seeds is None else args.seeds
-    if args.seeds < 1:
-        made.exit(2, f"{made.prog}: seeds is {args.seeds}; it must be at least 1\n")
+    if not 1 <= args.seeds <= MOST_SEEDS:
+        made.exit(2, f"{made.prog}: --seeds is {args.seeds}; it must be 1 to {MOST_SEEDS}\n")
     if args.oracle_file and args.scale != "paper":
         made.exit(2, f"{made.prog}: --oracle-file {args.oracle_file}: leave it out; only --scale paper has it\n")
     set_up_jax()
     try:
-        (args.results / args.scale).mkdir(parents=True, exist_ok=True)
+        if not args.read_only:
+            (args.results / args.scale).mkdir(parents=True, exist_ok=True)
         body(args)
     except (ConfigError, DataError, rundir.RunError, CheckpointError, oracle.OracleError, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
@@ -457,7 +465,21 @@ def facts(lines: Sequence[Line], scale: str, samples: int | None = None) -> str:
     return f"{label}{number}, mean ± standard deviation; {count:,} samples a row. {'; '.join(places)}."
 
 
-def publish(text: str, path: Path) -> None:
-    """Prints Markdown and keeps it."""
+def publish(text: str, path: Path, pictures: dict[str, Any] | None = None) -> None:
+    """Prints Markdown and keeps it, with pictures beside it: name -> figure.
+
+    What is on file of more seeds stays as it is.
+    """
     print(text)
+    on_file = path.read_text(encoding="utf-8") if path.exists() else ""
+    if _seeds_of(text) < _seeds_of(on_file):
+        print(f"{path} stays as it is: it is of {_seeds_of(on_file)} seeds, this of fewer", file=sys.stderr)
+        return
     path.write_text(text + "\n", encoding="utf-8")
+    for name, figure in (pictures or {}).items():
+        save(figure, path.with_name(name))
+
+
+def _seeds_of(text: str) -> int:
+    """That `facts` has told of."""
+    return max((int(count) for count in re.findall(r"(\d+) seeds \(", text)), default=1)

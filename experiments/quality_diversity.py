@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from table1_synthetic import PRETRAINED, PUBLISHED, chosen
 
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 COLOURS = lab.COLOURS | {PRETRAINED: "0.45"}
 BASELINES = (lab.SAME_SIZE, "MLE", PRETRAINED)
@@ -21,7 +21,8 @@ MEANING = (
     "same NLL_gen: so much above the baseline's lowest, at temperatures below that of the lowest. The difference is in "
     "NLL_oracle, below 0 where the model is better: mean and standard deviation over seeds. The 95% interval and p "
     f"(t-test against 0, not corrected for the number of rows) are of the column +{lab.TESTED:g}, fixed before any "
-    "result; empty where a seed cannot be compared. All seeds share one oracle."
+    f"result; {lab.SAME_SIZE} became the baseline after the first ones. Empty where a seed cannot be compared. All "
+    "seeds share one oracle."
 )
 
 
@@ -33,12 +34,10 @@ def body(args) -> None:
         rows = {name: chosen(lines, name) for name in COLOURS}
         text += f"\n## Sentences of {task[-2:]} tokens\n\n{table(rows)}\n{lab.facts(lines, args.scale)}\n"
         draw(plane, rows, f"{task[-2:]} tokens, {args.scale} scale")
-        draw_differences(difference, rows)
+        draw_differences(difference, rows, f"{task[-2:]} tokens")
     folder = args.results / args.scale
-    save(figure, folder / "quality_diversity.png")
-    lab.publish(
-        f"{text}\n{MEANING}\n\n![Quality against diversity](quality_diversity.png)", folder / "quality_diversity.md"
-    )
+    text += f"\n{MEANING}\n\n![Quality against diversity](quality_diversity.png)"
+    lab.publish(text, folder / "quality_diversity.md", {"quality_diversity.png": figure})
 
 
 def table(rows: dict[str, list[lab.Line]]) -> str:
@@ -77,7 +76,7 @@ def draw(ax, rows: dict[str, list[lab.Line]], title: str) -> None:
     ax.legend(frameon=False, fontsize=7)
 
 
-def draw_differences(ax, rows: dict[str, list[lab.Line]]) -> None:
+def draw_differences(ax, rows: dict[str, list[lab.Line]], title: str) -> None:
     """To the MLE model of LeakGAN's size, as in the table, level by level as far as every seed can be compared."""
     for name, lines in rows.items():
         pairs, levels, means, spreads = list(zip(lines, rows[lab.SAME_SIZE], strict=True)), [], [], []
@@ -93,7 +92,12 @@ def draw_differences(ax, rows: dict[str, list[lab.Line]]) -> None:
     ax.axvline(lab.TESTED, color="0.3", ls="--", lw=0.6)
     ax.set_xlabel(f"NLL_gen above the lowest of {lab.SAME_SIZE}")
     ax.set_ylabel(f"NLL_oracle less that of {lab.SAME_SIZE}")
-    ax.set_title("at equal NLL_gen: below 0 no temperature of MLE gets; bands: one deviation", fontsize=9)
+    ax.axhline(0, color="0.3", lw=0.8)
+    ax.set_title(
+        f"{title}, at equal NLL_gen; below 0: out of reach of that MLE\nmodel at any temperature; "
+        "band: one standard deviation; dashed: tested",
+        fontsize=9,
+    )
     ax.grid(alpha=0.25)
 
 

@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/quickstart.jsonl"))
     args = parser.parse_args()
+    if not 2 <= args.seeds <= 1_000:
+        parser.exit(2, f"{parser.prog}: --seeds is {args.seeds}; it must be 2 to 1000, for a spread\n")
     rows = []
     for seed in range(args.seeds):
         out = args.out / f"seed_{seed}"

@@ -5,7 +5,7 @@
     python experiments/released_curve.py runs/leakgan runs/mle --released curves_length20.csv
 
 The log has columns phase, round, step and nll: NLL_oracle at temperature 1/1.5. Writes lines of the runs' evaluations,
-a table and a picture to `--out`, by default `results/paper/released_curve.*`.
+a table and a picture to `--out`, by default `results/paper/released_curve.*`; without runs, draws its lines again.
 """
 
 import argparse
@@ -24,13 +24,15 @@ EPOCHS = 8  # of maximum likelihood in a round of the released code
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--released", type=Path, required=True)
+    parser.add_argument("runs", nargs="*", type=Path, help="none: the lines on file")
+    parser.add_argument("--released", type=Path, required=True, help="log of the released code, not ours to distribute")
     parser.add_argument("--out", type=Path, default=lab.RESULTS / "paper" / "released_curve")
     args = parser.parse_args()
     try:
         released = read_log(args.released)
-        lines = [read_run(place) for place in args.runs]
+        lines = [read_run(place) for place in args.runs] or lab.read(args.out.with_suffix(".jsonl"))
+        if not lines:
+            raise rundir.RunError(f"{args.out.with_suffix('.jsonl')} has no lines; name runs")
     except (rundir.RunError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -71,17 +73,26 @@ def read_run(place: Path) -> lab.Line:
 
 
 def table(lines: list[lab.Line], released: dict[int, float]) -> str:
-    """NLL_oracle where the log has it; each run at its own temperature."""
-    names = [f"{line['model']}, temperature {line['temperature']:.3g}" for line in lines]
-    text = f"| epoch | released log, temperature 0.667 | {' | '.join(names)} |\n|--:|{'--:|' * (1 + len(lines))}\n"
-    curves = [{point["epoch"]: point["nll_oracle"] for point in line["curve"]} for line in lines]
-    for epoch in sorted({epoch for curve in curves for epoch in curve}):
-        cells = [f"{curve[epoch]:.3f}" if epoch in curve else "" for curve in (released, *curves)]
+    """NLL_oracle where the log has it, and NLL_gen; each run at its own temperature."""
+    text, columns = "| epoch | released log, temperature 0.667", [released]
+    for line in lines:
+        for score, name in (("nll_oracle", f", temperature {line['temperature']:.3g}"), ("nll_gen", ", NLL_gen")):
+            text += f" | {line['model']}{name}"
+            columns.append({point["epoch"]: point[score] for point in line["curve"]})
+    text += f" |\n|--:|{'--:|' * len(columns)}\n"
+    for epoch in sorted({point["epoch"] for line in lines for point in line["curve"]}):
+        cells = [f"{column[epoch]:.3f}" if epoch in column else "" for column in columns]
         text += f"| {epoch} | {' | '.join(cells)} |\n"
     for line in lines:
         text += (
             f"\n{line['model']}: seed {line['seed']}, {line['units']} units done, {line['num_samples']:,} samples, "
-            f"{line['device']}, JAX {line['jax']}, commit {line['commit']}: `{line['command']}`.\n"
+            f"{line['device']}, JAX {line['jax']}, drawn at commit {line['commit']}: `{line['command']}`.\n"
+        )
+        best, last = min(line["curve"], key=lambda point: point["nll_gen"]), line["curve"][-1]
+        text += (
+            f"By the tables' rule, lowest NLL_gen: {best['nll_gen']:.3f} at epoch {best['epoch']}, NLL_oracle "
+            f"{best['nll_oracle']:.3f}. Last scored epoch, {last['epoch']}: NLL_gen {last['nll_gen']:.3f}, NLL_oracle "
+            f"{last['nll_oracle']:.3f}.\n"
         )
     return "# NLL_oracle while training, beside the released code's log\n\n" + text.rstrip()
 

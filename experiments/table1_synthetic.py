@@ -10,7 +10,7 @@ import lab
 import numpy as np
 from scipy import stats
 
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 PUBLISHED = {  # Guo et al. 2018, Table 1
     "synthetic20": {"MLE": 9.038, "SeqGAN": 8.736, "RankGAN": 8.247, "LeakGAN": 7.038, "real": 5.750},
@@ -35,8 +35,8 @@ def body(args) -> None:
         text += f"\n## Sentences of {task[-2:]} tokens\n\n" + table(panels[task], published, same_oracle)
         text += f"\n{lab.facts(lines, args.scale)}\n"
     folder = args.results / args.scale
-    draw(folder / "table1.png", panels, args.scale)
-    lab.publish(f"{text}\n{RULE}\n\n![Table 1](table1.png)", folder / "table1.md")
+    pictures = {"table1.png": draw(panels, args.scale)}
+    lab.publish(f"{text}\n{RULE}\n\n![Table 1](table1.png)", folder / "table1.md", pictures)
 
 
 def chosen(lines: list[lab.Line], name: str) -> list[lab.Line]:
@@ -69,7 +69,7 @@ def significance(points: list[lab.Line], others: list[lab.Line], temperature: fl
     return f"{stats.ttest_rel([p['nll_oracle'] for p in points], ours).pvalue:.2g}"
 
 
-def draw(path, panels: dict[str, dict[str, list[lab.Line]]], scale: str) -> None:
+def draw(panels: dict[str, dict[str, list[lab.Line]]], scale: str):
     plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 4), layout="constrained", squeeze=False)
     for ax, (task, rows) in zip(axes[0], panels.items(), strict=True):
@@ -88,7 +88,7 @@ def draw(path, panels: dict[str, dict[str, list[lab.Line]]], scale: str) -> None
         ax.grid(axis="y", alpha=0.25)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{scale} scale: a dot is a seed, a bar their mean; lower is closer to the oracle", fontsize=9)
-    save(figure, path)
+    return figure
 
 
 if __name__ == "__main__":

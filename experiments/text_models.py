@@ -2,9 +2,10 @@
 
 import lab
 import numpy as np
+from compare import p_value
 from text_tables import COMPARABLE, ORDERS, PUBLISHED
 
-from leakgan_jax.report import pyplot, save
+from leakgan_jax.report import pyplot
 
 MODELS = ("MLE", lab.SAME_SIZE, "SeqGAN", "RankGAN", "LeakGAN")
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of self-BLEU-4, at which BLEU-4 is compared
@@ -13,7 +14,8 @@ RULE = (
     "state, none is chosen; real: sentences that were trained on. BLEU and NLL_gen are of the test split (of poems, "
     "which have none, the held-out split, which also chose the MLE epoch). Read BLEU beside self-BLEU and NLL_gen: a "
     "model that repeats itself has a high BLEU. The second table compares models of one seed at temperatures that give "
-    "them one self-BLEU."
+    "them one self-BLEU; p: paired t-test over seeds, not corrected for the number of cells, where every seed has that "
+    "self-BLEU at some temperature."
 )
 
 
@@ -39,7 +41,7 @@ def table(number: int, task: str, name: str, args) -> None:
     for model, of_seeds in rows.items():
         if model != lab.SAME_SIZE:
             pairs = list(zip(of_seeds, rows[lab.SAME_SIZE], strict=True))
-            cells = [lab.spread([higher(line, baseline, level) for line, baseline in pairs]) for level in LEVELS]
+            cells = [at_level(pairs, level) for level in LEVELS]
             text += f"| {model} | {' | '.join(cells)} |\n"
     text += f"\n| published | source | {' | '.join(titles)} |\n|---|---|{'--:|' * len(titles)}\n"
     for model, source, *scores in PUBLISHED[name]:
@@ -53,8 +55,19 @@ def table(number: int, task: str, name: str, args) -> None:
         f"{COMPARABLE[name]}"
     )
     folder = args.results / args.scale
-    draw(folder / f"table{number}.png", rows, f"{name}, {args.scale} scale")
-    lab.publish(f"{text}\n\n![Table {number}](table{number}.png)", folder / f"table{number}.md")
+    pictures = {f"table{number}.png": draw(rows, f"{name}, {args.scale} scale")}
+    lab.publish(f"{text}\n\n![Table {number}](table{number}.png)", folder / f"table{number}.md", pictures)
+
+
+def at_level(pairs: list[tuple[lab.Line, lab.Line]], level: float) -> str:
+    """The difference in BLEU-4 over seeds, with p; or, where it cannot be had of every seed, with those it lacks."""
+    found = [higher(line, baseline, level) for line, baseline in pairs]
+    if None in found:
+        lacking = [str(line["seed"]) for (line, _), value in zip(pairs, found, strict=True) if value is None]
+        known = [value for value in found if value is not None]
+        return f"{lab.spread(known)} (without seed{'s' * (len(lacking) > 1)} {', '.join(lacking)})" if known else "none"
+    p = p_value(found)
+    return lab.spread(found) + ("" if p is None else f", p {p:.2g}")
 
 
 def higher(model: lab.Line, baseline: lab.Line, level: float) -> float | None:
@@ -72,7 +85,7 @@ def higher(model: lab.Line, baseline: lab.Line, level: float) -> float | None:
     return found[0] - found[1]
 
 
-def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
+def draw(rows: dict[str, list[lab.Line]], title: str):
     """Quality against diversity: BLEU-4 and self-BLEU-4 over temperatures."""
     figure, axes = pyplot().subplots(figsize=(6, 4.5), layout="constrained")
     for model, lines in rows.items():
@@ -84,4 +97,4 @@ def draw(path, rows: dict[str, list[lab.Line]], title: str) -> None:
     axes.set_title(f"{title}: temperature 1.1 (left) to 0.6, mean and each seed", fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
+    return figure

@@ -8,6 +8,8 @@ import importlib
 import itertools
 import json
 import re
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -223,6 +225,20 @@ def test_a_flag_that_is_none_is_one_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_seeds_that_never_have_a_self_bleu_are_named_and_not_tested():
+    text_models = importlib.import_module("text_models")
+
+    def of_seed(seed, bleu, least=0.3):
+        points = [(1.0, least, bleu), (0.6, 0.7, bleu)]
+        return {"seed": seed, "points": [{"temperature": t, "self_bleu_4": x, "bleu_4": y} for t, x, y in points]}
+
+    pairs = [(of_seed(seed, bleu), of_seed(seed, 0.2)) for seed, bleu in ((0, 0.21), (1, 0.23), (2, 0.22))]
+    assert text_models.at_level(pairs, 0.5) == "0.020 ± 0.010, p 0.074"
+    pairs[1:] = [(of_seed(seed, 0.3, least=0.6), other) for seed, (_, other) in ((1, pairs[1]), (2, pairs[2]))]
+    assert text_models.at_level(pairs, 0.5) == "0.010 (without seeds 1, 2)"
+    assert text_models.at_level(pairs, 0.8) == "none"
+
+
 @pytest.mark.parametrize(
     "text", ["a,b\n", "length,model,epoch,nll_oracle\n", "length,model,epoch,nll_oracle\n20,MLE,1,nan\n"]
 )
@@ -238,6 +254,62 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         lab.main("ablations.py", script.__doc__, script.body)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script, argv, told",
+    [
+        ("quickstart_seeds", "--seeds 0 --results kept", "--seeds is 0; it must be 2 to 1000"),
+        ("quickstart_seeds", "--seeds 1 --results kept", "--seeds is 1; it must be 2 to 1000"),
+        ("table1_synthetic", "--seeds 1001 --read-only --results new", "it must be 1 to 1000"),
+        ("table1_synthetic", "--read-only --results new", "lacks MLE of seeds"),
+        ("figure2_curves", "--read-only --results new --published nowhere", "--published nowhere cannot be read"),
+        ("golden_bleu", "--data nowhere --out kept", "--data nowhere"),
+        ("released_curve", "--released nowhere --out new/curve", "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_harms_nothing(script, argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)  # nothing may be trained
+    (tmp_path / "kept").write_text("of before")
+    with pytest.raises(SystemExit, match="2"):
+        run_script(script, monkeypatch, *argv.split())
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").read_text() == "of before"
+
+
+def test_fewer_seeds_than_on_file_are_printed_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lab, "collect", made_up)
+    folder = tmp_path / "laptop"
+    for seeds, kept in (("2", False), ("1", True), ("3", False)):
+        before = {path: path.read_bytes() for path in folder.glob("*")}
+        run_script("quality_diversity", monkeypatch, "--seeds", seeds, "--results", str(tmp_path))
+        printed = capsys.readouterr()
+        assert "| LeakGAN |" in printed.out and ("stays as it is: it is of 2 seeds" in printed.err) == kept
+        assert (before == {path: path.read_bytes() for path in folder.glob("*")}) == kept
+
+
+def test_published_curves_have_a_picture_of_their_own(tmp_path, monkeypatch):
+    """What the command without them draws is on file, and stays."""
+    monkeypatch.setattr(lab, "collect", made_up)
+    (tmp_path / "curves.csv").write_text("length,model,epoch,nll_oracle\n20,MLE,1,9.5\n20,MLE,2,9.0\n")
+    run_script("figure2_curves", monkeypatch, "--results", str(tmp_path))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "laptop").iterdir()}
+    assert before.keys() == {"figure2.md", "figure2.png"}
+    argv = ["--published", str(tmp_path / "curves.csv"), "--results", str(tmp_path)]
+    run_script("figure2_curves", monkeypatch, *argv)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "laptop").iterdir()}
+    assert after.pop("figure2_published.png") != after["figure2.png"] and after == before
+
+
+def test_the_committed_table_of_the_runs_at_paper_scale_is_that_of_their_lines():
+    """But for the released log, which is not ours to distribute: its column is taken from the table."""
+    script, path = importlib.import_module("released_curve"), lab.RESULTS / "paper" / "released_curve.md"
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \|", path.read_text(), re.MULTILINE)
+    log = {int(epoch): float(score) for epoch, score in rows}
+    text = script.table(lab.read(path.with_suffix(".jsonl")), log)
+    assert len(log) > 5 and path.read_text() == f"{text}\n\n![Curves](released_curve.png)\n"
 
 
 def test_lines_differ_from_settings_that_stay():
@@ -274,7 +346,8 @@ def made_up(cells, args, first=0, file=""):
                 point = {"temperature": t, "num_samples": 1000, "distinct": 1.0, "nll_div": 3.0}
                 point |= {"nll_gen": 5.1 + 0.8 * (1 / x - 0.95) ** 2} if t else {}
                 if is_text:
-                    point |= {f"{kind}_{n}": 0.5 for kind in ("bleu", "self_bleu") for n in (2, 3, 4, 5)}
+                    scored = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in (2, 3, 4, 5)]
+                    point |= {name: 0.9 - 0.4 * x + 0.01 * rng.normal() for name in scored}
                     point |= {"references": 10_000, "by_length": [[1, 8, 30, 0.5, 0.4, 0.3, 0.2]]}
                 else:
                     point["nll_oracle"] = 2.5 + 4 * x + 0.05 * rng.normal()
@@ -291,8 +364,7 @@ def made_up(cells, args, first=0, file=""):
 
 def run_script(script, monkeypatch, *argv):
     monkeypatch.setattr(sys, "argv", [script, *argv])
-    source = (EXPERIMENTS / f"{script}.py").read_text()
-    exec(compile(source, script, "exec"), {"__name__": "__main__"})
+    runpy.run_path(str(EXPERIMENTS / f"{script}.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize("script, scale", [*itertools.product(SCRIPTS, lab.SCALES)])
