@@ -18,6 +18,11 @@ from typing import Any, NamedTuple
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Where cores are few, one process compiles for longer than the others wait for it by default.
+    waits = ("call_terminate_timeout_seconds", "timeout_seconds")
+    os.environ["XLA_FLAGS"] = " ".join(
+        [os.environ.get("XLA_FLAGS", ""), *(f"--xla_cpu_collective_{name}=600" for name in waits)]
+    )
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="leakgan_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
