@@ -91,8 +91,9 @@ def sample_many(
     keys = jax.random.split(key, -(-num // batch) * batch).reshape(-1, batch)
 
     def chunk(keys):
-        shared = jnp.concatenate([keys, keys[: parallel.padding(batch)]])  # devices get as many rows each
-        rollout = sample(config, params, shared, temperature)
+        if more := parallel.padding(batch):  # so that devices get as many rows each
+            keys = jnp.concatenate([keys, keys[:more]])
+        rollout = sample(config, params, keys, temperature)
         return rollout.tokens[:batch], rollout.log_probs[:batch]
 
     tokens, log_probs = jax.lax.map(chunk, keys)
