@@ -333,7 +333,7 @@ class Checkpoints:
             raise CheckpointError(f"{self._root}: checkpoint {step} is of another run: {what}")
         return record
 
-    def _records(self) -> dict[int, dict]:
+    def _records(self, on_damage: Callable[[int, Exception], None] = lambda step, error: None) -> dict[int, dict]:
         """The manifests that can be read, by step."""
         records = {}
         for step in self.steps():
@@ -341,21 +341,18 @@ class Checkpoints:
                 records[step] = self._record(step)
             except CheckpointError:
                 raise
-            except Exception:  # damaged
-                continue
+            except Exception as error:
+                on_damage(step, error)
         return records
 
     def _best(self, which: Which) -> list[int]:
         """At most one step. Refuses to choose if the metrics of a checkpoint, perhaps the best, are unreadable."""
-        records = {}
-        for step in self.steps():
-            try:
-                records[step] = self._record(step)
-            except CheckpointError:
-                raise
-            except Exception as error:
-                damage = f"checkpoint {step} is damaged ({_reason(error)})"
-                raise CheckpointError(f"{self._root}: cannot tell which is {which!r}: {damage}") from error
+
+        def refuse(step: int, error: Exception) -> None:
+            damage = f"checkpoint {step} is damaged ({_reason(error)})"
+            raise CheckpointError(f"{self._root}: cannot tell which is {which!r}: {damage}") from error
+
+        records = self._records(refuse)
         found = _lowest(records, which)
         if found and found[0] not in records:
             lost = f"that was checkpoint {found[0]} with nll_gen {found[1]:g}, which is gone"

@@ -320,7 +320,7 @@ def _train(argv: list[str]) -> int:
             raise
         reason = " ".join(str(error).split())[:150]
         lost = f"process {jax.process_index()} lost the others ({reason})"
-        print(f"leakgan: {lost}; start them all again, with --resume", file=sys.stderr)
+        _complain(f"{lost}; start them all again, with --resume")
         return 1
     finally:
         display.close()

@@ -59,10 +59,10 @@ def problem(line: dict[str, Any], tree: Any) -> str | None:
     numbers = {name: value for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
     wrong = [f"{name} is {value}" for name, value in numbers.items()]
     for name, code in leaves.items():
-        net, where = name.removesuffix(_BAD_LEAF), tree
+        net = name.removesuffix(_BAD_LEAF)
         if code and net != _STATE:
-            wrong.append(f"the first bad leaf is the gradient of {net}{_leaf_name(getattr(where, net).params, code)}")
-        elif code and not numbers and len(wrong) == 0:
+            wrong.append(f"the first bad leaf is the gradient of {net}{_leaf_name(getattr(tree, net).params, code)}")
+        elif code and not wrong:
             wrong.append(f"the first bad leaf is {_leaf_name(tree, code)} of the state")
     if not wrong:
         return None
