@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -192,8 +192,6 @@ def train(
     Raises:
         RunError if a number is not finite, after saving the state before that unit; and for what cannot be resumed.
     """
-    from leakgan_jax import report  # matplotlib: not for those who only sample
-
     if resume:
         rundir.require_whole(out)
         data_dir = data_dir or rundir.open_run(out, several=True)[2]["data_dir"] or None
@@ -204,16 +202,6 @@ def train(
     facts = rundir.Facts(task.source, task.vocabulary, rundir.environment(devices))
     units, keys = schedule(config), parallel.place(devices, _keys(seeds), _seeds_axis(seeds))
     places = rundir.directories(out, seeds)
-    real_nlls = functools.cache(lambda: _real_nlls(task, len(seeds)))  # not before the first step, which users await
-    arrays = _place_arrays(devices, task.arrays)
-    last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
-    shapes = target(config)
-    first = parallel.is_first()
-
-    def draw_curves():
-        if first:
-            report.draw_curves(out / "curves.png", config, lines, real_nlls())
-
     with contextlib.ExitStack() as stack, _Signals() as signals:
         opened = rundir.open_directories(config, seeds, facts, out, resume, command, data_dir)
         parallel.on_first(lambda: stack.enter_context(opened))
@@ -226,90 +214,181 @@ def train(
         ]
         state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
         state = parallel.place(devices, state, _seeds_axis(seeds))
+        first = parallel.is_first()
         lines = [_keep_lines(place, done, extra, display) if first else [] for place, extra in zip(places, extras)]
+        arrays = _place_arrays(devices, task.arrays)
+        running = _Running(config, seeds, out, places, task, devices, arrays, keys, checkpoints, extras, lines, display)
+        last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
         saved_at = time.monotonic()
         display.start(config, units, done, task, seeds)
         if devices.size > 1 or left_out:
             display.message(_describe_mesh(devices, left_out))
-        collapsed: set[Path] = set()
         for index in range(done, len(units)):
-            unit, before = units[index], state
-            began = time.monotonic()
-            key = _fold_in(keys.train, index)
-            state, metrics = _run_unit(config, unit.kind, before, arrays, key)
-            about = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
-            new = [about | of_seed for of_seed in _by_seed(jax.device_get(metrics))]
-            unit_seconds = time.monotonic() - began
-            problems = [health.problem(line, shapes) for line in new]
-            if unit.evaluate and not any(problems):
-                scored = _scores(config, arrays, state.params, _fold_in(keys.evaluate, index), config.eval_temperature)
-                new = [line | scores for line, (_, scores) in zip(new, scored, strict=True)]
-                problems = [health.problem(line, shapes) for line in new]
-            if any(problems):
-                place, wrong = next((place, wrong) for place, wrong in zip(places, problems, strict=True) if wrong)
-                found = ""
-                if debug_nans:
-                    again = jax.random.clone(key), _fold_in(jax.random.clone(keys.evaluate), index)
-                    found = f"; {_find_operation(config, unit, before, arrays, *again)}"
-                problem = _describe_problem(place, unit, index, wrong, found)
-                try:
-                    _save(checkpoints, index, before, extras, lines)
-                except CheckpointError as error:
-                    raise RunError(f"{problem}; and {error}") from None
-                more = "" if found else f"; to find the operation: leakgan train --out {out} --resume --debug-nans"
-                raise RunError(f"{problem}; checkpoint {index} has the state before it{more}")
-            if unit.evaluate and first:
-                for place, (tokens, _) in zip(places, scored, strict=True):
-                    write(place / "samples.txt", "\n".join(task.decode(tokens)) + "\n")
-                collapsed = _tell_collapse(places, new, collapsed, display)
-            if unit == last_mle:
-                for extra, own in zip(extras, _table_rows(config, arrays, state.params, keys.table), strict=True):
-                    extra["mle_last"] = own
-            seconds = round(time.monotonic() - clock, 3)
-            for i, place in enumerate(places):
-                extras[i]["seconds"] = new[i]["seconds"] = seconds
-                lines[i].append(new[i])
-                extras[i]["metrics_sha256"] = rundir.lines_digest([new[i]], extras[i].get("metrics_sha256", ""))
-                if first:
-                    rundir.append(place / "metrics.jsonl", new[i])
-            display.update(index + 1, new, unit_seconds)
+            state, new, seconds = running.do(units[index], index, state, debug_nans)
+            if units[index] == last_mle:
+                for extra, rows in zip(extras, running.table_rows(state.params), strict=True):
+                    extra["mle_last"] = rows
+            improved = running.record(new, round(time.monotonic() - clock, 3))
+            display.update(index + 1, new, seconds)
             due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            bests = [_is_best(line, extra) for line, extra in zip(new, extras, strict=True)]
-            stop, save = parallel.agree(signals.caught, due or any(bests))
+            stop, save = parallel.agree(signals.caught, due or improved)
             if save or stop or index + 1 == len(units):
-                _save(checkpoints, index + 1, state, extras, lines)
+                running.save(index + 1, state)
             if due or stop:
-                draw_curves()
+                running.draw_curves()
                 saved_at = time.monotonic()
             if stop:
                 return stop
         display.message("scoring the table")
-        rows: dict[str, list[list[dict[str, Any]]]] = {}
-        if last_mle:
-            try:
-                best = _stack([of_seed.restore(shapes, "mle").state.params for of_seed in checkpoints])
-                best = parallel.place(devices, best, _seeds_axis(seeds))
-                rows["MLE, best NLL_gen"] = _table_rows(config, arrays, best, keys.table)
-            except CheckpointError as error:
-                display.message(f"{error}; the table has no row for the best MLE model")
-            rows["MLE, last epoch"] = [extra["mle_last"] for extra in extras]
+        table = running.mle_table() if last_mle else {}
         stop, _ = parallel.agree(signals.caught, False)
         if config.adversarial_iterations and not stop:
-            rows[config.title] = _table_rows(config, arrays, state.params, keys.table)
+            table[config.title] = running.table_rows(state.params)
         stop, _ = parallel.agree(signals.caught, False)
         if stop:
             return stop
-        if first:
-            draw_curves()
-            record = rundir.open_run(out, several=True)[2]
-            report.write_report(out, config, rows, real_nlls(), record, lines[0], [e.get("lines_lost") for e in extras])
-            for i, place in enumerate(places if len(seeds) > 1 else ()):
-                one = {name: [of_seeds[i]] for name, of_seeds in rows.items()}
-                report.draw_curves(place / "curves.png", config, [lines[i]], [real_nlls()[i]])
-                record, lost = rundir.open_run(place)[2], [extras[i].get("lines_lost")]
-                report.write_report(place, config, one, [real_nlls()[i]], record, lines[i], lost)
+        running.write_reports(table)
     return None
+
+
+@dataclasses.dataclass
+class _Running:
+    """A run that trains. Lists have an item a seed; of several processes the first alone has lines and writes them."""
+
+    config: Config
+    seeds: Sequence[int]
+    out: Path
+    places: Sequence[Path]
+    task: Task
+    devices: jax.sharding.Mesh
+    arrays: Arrays
+    keys: Keys
+    checkpoints: Sequence[Checkpoints]
+    extras: list[dict[str, Any]]  # what checkpoints remember beside the state
+    lines: list[list[dict[str, Any]]]  # of metrics.jsonl, of all units done
+    display: Any
+    collapsed: set[Path] = dataclasses.field(default_factory=set)  # by their last evaluation
+
+    def do(
+        self, unit: Unit, index: int, before: GanState, debug_nans: bool
+    ) -> tuple[GanState, list[dict[str, Any]], float]:
+        """One unit: the state after it, its metric lines, and its seconds without its evaluation.
+
+        Raises RunError if a number is not finite, after saving the state before it.
+        """
+        config, arrays = self.config, self.arrays
+        began = time.monotonic()
+        key = _fold_in(self.keys.train, index)
+        state, metrics = _run_unit(config, unit.kind, before, arrays, key)
+        about = {"phase": unit.phase, "step": unit.step, "unit": index + 1, "kind": unit.kind}
+        new = [about | of_seed for of_seed in _by_seed(jax.device_get(metrics))]
+        seconds = time.monotonic() - began
+        problems = [health.problem(line, self.shapes) for line in new]
+        if unit.evaluate and not any(problems):
+            evaluate_key = _fold_in(self.keys.evaluate, index)
+            scored = _scores(config, arrays, state.params, evaluate_key, config.eval_temperature)
+            new = [line | scores for line, (_, scores) in zip(new, scored, strict=True)]
+            problems = [health.problem(line, self.shapes) for line in new]
+        for place, wrong in zip(self.places, problems, strict=True):
+            if wrong:
+                problem = f"stopped in unit {index + 1} ({unit.phase}, {unit.kind}, {unit.step}) of {place}: {wrong}"
+                found = ""
+                if debug_nans:
+                    again = jax.random.clone(key), _fold_in(jax.random.clone(self.keys.evaluate), index)
+                    found = _find_operation(config, unit, before, arrays, *again)
+                self._give_up(problem, found, index, before)
+        if unit.evaluate and parallel.is_first():
+            for place, (tokens, _) in zip(self.places, scored, strict=True):
+                write(place / "samples.txt", "\n".join(self.task.decode(tokens)) + "\n")
+            self._tell_collapse(new)
+        return state, new, seconds
+
+    def _give_up(self, problem: str, found: str, step: int, state: GanState) -> NoReturn:
+        """Saves the state of before, and raises RunError; `found` is the operation, if it was looked for."""
+        problem += f"; {found}" if found else ""
+        try:
+            self.save(step, state)
+        except CheckpointError as error:
+            raise RunError(f"{problem}; and {error}") from None
+        more = "" if found else f"; to find the operation: leakgan train --out {self.out} --resume --debug-nans"
+        raise RunError(f"{problem}; checkpoint {step} has the state before it{more}")
+
+    def _tell_collapse(self, new: list[dict[str, Any]]) -> None:
+        """Warns of each seed that collapsed since its last evaluation."""
+        warnings = {place: health.collapse(line) for place, line in zip(self.places, new, strict=True)}
+        for place, warning in warnings.items():
+            if warning and place not in self.collapsed:
+                self.display.message(f"{warning} ({place.name}, {new[0]['phase']} {new[0]['step']})")
+        self.collapsed = {place for place, warning in warnings.items() if warning}
+
+    def record(self, new: list[dict[str, Any]], seconds: float) -> bool:
+        """Adds a unit's metric lines to those there are; whether a seed has its lowest NLL_gen so far."""
+        improved = False
+        for place, extra, own, line in zip(self.places, self.extras, self.lines, new, strict=True):
+            extra["seconds"] = line["seconds"] = seconds
+            own.append(line)
+            extra["metrics_sha256"] = rundir.lines_digest([line], extra.get("metrics_sha256", ""))
+            if parallel.is_first():
+                rundir.append(place / "metrics.jsonl", line)
+            if "nll_gen" in line and line["nll_gen"] <= extra.get("lowest_nll_gen", math.inf):
+                extra["lowest_nll_gen"] = line["nll_gen"]
+                improved = True
+        return improved
+
+    def save(self, step: int, state: GanState) -> None:
+        """Saves each seed's part of the state after `step` units."""
+        leaves, tree = jax.tree.flatten(parallel.fetch(state))
+        for i, (checkpoints, extra, lines) in enumerate(zip(self.checkpoints, self.extras, self.lines, strict=True)):
+            own = leaves if len(self.checkpoints) == 1 else [leaf[i] for leaf in leaves]
+            best = {}
+            if lines and "nll_gen" in (line := lines[-1]):
+                best = {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
+            checkpoints.save(step, jax.tree.unflatten(tree, own), extra, best)
+
+    def table_rows(self, params: Params) -> list[list[dict[str, Any]]]:
+        return _table_rows(self.config, self.arrays, params, self.keys.table)
+
+    def mle_table(self) -> dict[str, list[list[dict[str, Any]]]]:
+        """The report's rows of the models of pre-training, by model and seed."""
+        table = {}
+        try:
+            best = [of_seed.restore(self.shapes, "mle").state.params for of_seed in self.checkpoints]
+            params = parallel.place(self.devices, _stack(best), _seeds_axis(self.seeds))
+            table["MLE, best NLL_gen"] = self.table_rows(params)
+        except CheckpointError as error:
+            self.display.message(f"{error}; the table has no row for the best MLE model")
+        return table | {"MLE, last epoch": [extra["mle_last"] for extra in self.extras]}
+
+    @functools.cached_property
+    def shapes(self) -> GanState:
+        return target(self.config)
+
+    @functools.cached_property
+    def real_nlls(self) -> list[float | None]:
+        return _real_nlls(self.task, len(self.seeds))  # not before the first step, which users await
+
+    def draw_curves(self) -> None:
+        from leakgan_jax import report  # matplotlib: not for those who only sample
+
+        if parallel.is_first():
+            report.draw_curves(self.out / "curves.png", self.config, self.lines, self.real_nlls)
+
+    def write_reports(self, table: dict[str, list[list[dict[str, Any]]]]) -> None:
+        """The report and curves of the run, and of each of several seeds."""
+        from leakgan_jax import report
+
+        if not parallel.is_first():
+            return
+        self.draw_curves()
+        config, lost = self.config, [extra.get("lines_lost") for extra in self.extras]
+        record = rundir.open_run(self.out, several=True)[2]
+        report.write_report(self.out, config, table, self.real_nlls, record, self.lines[0], lost)
+        for i, place in enumerate(self.places if len(self.seeds) > 1 else ()):
+            own = {name: [of_seeds[i]] for name, of_seeds in table.items()}
+            real, record = [self.real_nlls[i]], rundir.open_run(place)[2]
+            report.draw_curves(place / "curves.png", config, [self.lines[i]], real)
+            report.write_report(place, config, own, real, record, self.lines[i], [lost[i]])
 
 
 def open_task(out: Path) -> tuple[Config, Task]:
@@ -590,10 +669,6 @@ def _describe_mesh(devices: jax.sharding.Mesh, left_out: int) -> str:
     return text + (f"; {left_out} more are left out, as they do not divide batch_size evenly" if left_out else "")
 
 
-def _describe_problem(place: Path, unit: Unit, index: int, wrong: str, found: str) -> str:
-    return f"stopped in unit {index + 1} ({unit.phase}, {unit.kind}, {unit.step}) of {place}: {wrong}{found}"
-
-
 def _find_operation(config: Config, unit: Unit, state: GanState, arrays: Arrays, key: Key, evaluate_key: Key) -> str:
     """Repeats a unit one operation at a time; says which first made a NaN, or else an infinity, and where."""
 
@@ -615,17 +690,6 @@ def _find_operation(config: Config, unit: Unit, state: GanState, arrays: Arrays,
             at = f" at {Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}: {ours[-1].line}" if ours else ""
             return f"{str(error).splitlines()[0].rstrip('.')}{at}"
     return "one operation at a time it does not happen"
-
-
-def _tell_collapse(places: Sequence[Path], lines: list[dict], collapsed: set[Path], display) -> set[Path]:
-    """Warns of each seed that collapsed since the last evaluation; returns those that are collapsed now."""
-    now = set()
-    for place, line in zip(places, lines, strict=True):
-        if warning := health.collapse(line):
-            now.add(place)
-            if place not in collapsed:
-                display.message(f"{warning} ({place.name}, {line['phase']} {line['step']})")
-    return now
 
 
 def identity(config: Config, seed: int, source: dict[str, Any]) -> dict[str, Any]:
@@ -681,27 +745,6 @@ def _keep_lines(place: Path, done: int, extra: dict[str, Any], display) -> list[
     lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256"), lost)
     extra["metrics_sha256"] = rundir.lines_digest(lines)
     return lines
-
-
-def _is_best(line: dict[str, Any], extra: dict[str, Any]) -> bool:
-    """Whether a metric line has the lowest NLL_gen so far, which `extra`, what a checkpoint remembers, then has."""
-    if "nll_gen" not in line or line["nll_gen"] > extra.get("lowest_nll_gen", math.inf):
-        return False
-    extra["lowest_nll_gen"] = line["nll_gen"]
-    return True
-
-
-def _save(
-    checkpoints: Sequence[Checkpoints], step: int, state: GanState, extras: list[dict], lines: list[list[dict]]
-) -> None:
-    """Saves each seed's part of the state after `step` units; `lines` are each seed's metric lines so far."""
-    leaves, tree = jax.tree.flatten(parallel.fetch(state))
-    for i, (of_seed, extra, own_lines) in enumerate(zip(checkpoints, extras, lines, strict=True)):
-        own = leaves if len(checkpoints) == 1 else [leaf[i] for leaf in leaves]
-        best = {}
-        if own_lines and "nll_gen" in (line := own_lines[-1]):
-            best = {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
-        of_seed.save(step, jax.tree.unflatten(tree, own), extra, best)
 
 
 class _Signals:
