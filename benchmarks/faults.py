@@ -6,7 +6,8 @@
 Everything goes through `leakgan train`, `sample` and `evaluate` as a user types them, and the files of run directories:
 
 - kill: SIGKILL, SIGTERM or SIGINT at a random moment, of which a third is while a checkpoint is written; then --resume;
-- flip, truncate, empty, delete, half-written: a run is stopped, a file or checkpoint of it damaged, and resumed;
+- flip: a run is stopped, a bit of a file of its checkpoints flipped, and resumed; flip-record: of the other files read;
+- truncate, empty, delete, half-written: the same with a file or checkpoint cut, emptied, gone or half there;
 - full, read-only: the disk fills up, or the directory turns read-only, while a run trains (needs leave to mount);
 - second: another process starts on the directory of a run that trains;
 - host: one of two processes that train together dies, and then both go on, or one alone.
@@ -58,6 +59,7 @@ LIMIT = 300.0  # seconds that a process may take, on a machine with other things
 ALONE_SECONDS = 150.0  # that a process may take to notice that the other of two is gone
 ROUNDING = 1e-3  # absolute and relative: metrics of two processes, gone on with by one
 POLL_SECONDS = 0.002
+WRITE_SECONDS = 0.015  # about as long as a checkpoint is being written
 OUTCOMES = ("resumed identically", "refused", "fell back", "skipped", "FAILED")
 WHICH = ("newest", "best", "mle")
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -68,6 +70,7 @@ NOTICE = re.compile(
     r"damaged|fall(?:ing|s) back|fell back|differs? from|digest|incomplete|unfinished|cannot be read|changed since",
     re.I,
 )
+LOST = re.compile(r"metrics\.jsonl: the lines of [\d,]+ of [\d,]+ units are lost")
 # A run writes these anew at every evaluation or at its end, and never reads them: their loss says nothing false.
 REWRITTEN = ("samples.txt", "curves.png", "report.md")
 
@@ -216,6 +219,19 @@ def one_line(stderr: str) -> str | None:
     return own[0] if len(own) == 1 and own[0] == lines[-1] and "Traceback" not in stderr else None
 
 
+def noticed(text: str) -> list[str]:
+    """The lines of an output that tell of damage."""
+    return [line for line in text.splitlines() if NOTICE.search(line) and not line.startswith("note:")]
+
+
+def told_lines(stderr: str, whole: Result, result: Result) -> Result:
+    """`result` with the metric lines of `whole` in place of those that, as a line says, are lost."""
+    if not LOST.search(stderr):
+        return result
+    units = {line.get("unit"): line for line in (*whole.lines, *result.lines)}
+    return result._replace(lines=[units[unit] for unit in sorted(units)])
+
+
 def judge_damage(
     ended: Ended, before: dict[str, str], after: dict[str, str], whole: Result, result: Result | None, harmless: str
 ) -> tuple[str, str]:
@@ -238,7 +254,7 @@ def judge_damage(
         return "FAILED", "; ".join(found[:3])
     if refused := [which for which, answer in result.answers.items() if answer is None]:
         return "refused", f"when the {' and the '.join(refused)} checkpoint was asked"
-    if notice := [line for line in ended.stderr.splitlines() if NOTICE.search(line)]:
+    if notice := noticed(ended.stderr):
         return "fell back", notice[0]
     return ("resumed identically", harmless) if harmless else ("FAILED", "unnoticed: identical, but without a line")
 
@@ -412,7 +428,7 @@ class Workshop:
                 return None
             if ended.status != 0:
                 raise Wrong(f"leakgan {' '.join(command)} --checkpoint {which}: {ended.status}, {ended.stderr[-300:]}")
-            told += [ended.stdout, *(line for line in ended.stderr.splitlines() if NOTICE.search(line))]
+            told += [ended.stdout, *noticed(ended.stderr)]
         return told
 
     def result(self, out: Path) -> Result:
@@ -506,7 +522,7 @@ def kill(shop: Workshop, rng: random.Random, out: Path, times: int) -> list[Tria
         else:
             process.until(lambda: process.training and units_done(out) >= unit)  # noqa: B023 - waited for here
         if moment == "write" and process.until(lambda: unfinished(out)):
-            delay /= 3
+            delay *= WRITE_SECONDS / 0.25
         time.sleep(delay)
         at, complete = units_done(out), (out / "report.md").exists()
         process.send(SIGNALS[name])
@@ -514,11 +530,13 @@ def kill(shop: Workshop, rng: random.Random, out: Path, times: int) -> list[Tria
         _check_goes_on(stopped, ended, out)
         stopped = None
         at_end = at == shop.units and (out / "report.md").exists() and ended.status in (0, -SIGNALS[name])
-        if complete or at_end:
+        if complete or at_end or (ended.status == 0 and name == "SIGKILL"):
             break  # there was nothing left to stop
         trial = {"signal": name, "moment": moment, "unit": units_done(out), "unfinished": unfinished(out)}
         trials.append({**trial, "outcome": "resumed identically", "why": ""})
-        if name != "SIGKILL":
+        if name == "SIGKILL" and ended.status != -signal.SIGKILL:
+            _fail(trials[-1], f"ended of itself, with status {ended.status}: {ended.stderr[-300:]}")
+        elif name != "SIGKILL":
             _check_stopped(trials[-1], ended, 128 + SIGNALS[name], out)
             stopped = trials[-1], (out / "metrics.jsonl").read_bytes()
         if ended.status == 0:
@@ -571,28 +589,40 @@ def damage(harm: Callable[[Path, random.Random], tuple[str, str]]) -> Callable[.
         before = tree(out)
         for which in WHICH:  # whoever only samples from it is not deceived either
             told = shop.answer(out, which)
-            silent = told is not None and not any(NOTICE.search(line) for line in told)
+            silent = told is not None and not noticed("\n".join(told))
             if silent and told != answers[which] and not (harmless and which == "newest"):
                 why = f"{what}: without a line, the {which} checkpoint says something else"
                 return [{"what": what, "outcome": "FAILED", "why": why}]
         ended = shop.train(out, "--resume").ended()
-        result = shop.result(out) if ended.status == 0 else None
+        result = told_lines(ended.stderr, shop.whole, shop.result(out)) if ended.status == 0 else None
         outcome, why = judge_damage(ended, before, tree(out), shop.whole, result, harmless)
         return [{"what": what, "outcome": outcome, "why": why}]
 
     return fault
 
 
+RECORDS = ("config.json", "metrics.jsonl")
+
+
 def _some_file(out: Path, rng: random.Random) -> Path:
-    """One below checkpoints/, most often; or config.json or metrics.jsonl. None is empty."""
-    if rng.random() < 0.1:
-        return out / rng.choice(("config.json", "metrics.jsonl"))
+    """One below checkpoints/, most often; or one of `RECORDS`. None is empty."""
+    return out / rng.choice(RECORDS) if rng.random() < 0.1 else _some_checkpoint_file(out, rng)
+
+
+def _some_checkpoint_file(out: Path, rng: random.Random) -> Path:
     paths = [path for path in sorted((out / "checkpoints").rglob("*")) if path.is_file()]
     return rng.choice([path for path in paths if path.stat().st_size and _counts(path.relative_to(out))])
 
 
 def flip(out: Path, rng: random.Random) -> tuple[str, str]:
-    path = _some_file(out, rng)
+    return _flip(out, rng, _some_checkpoint_file(out, rng))
+
+
+def flip_record(out: Path, rng: random.Random) -> tuple[str, str]:
+    return _flip(out, rng, out / rng.choice(RECORDS))
+
+
+def _flip(out: Path, rng: random.Random, path: Path) -> tuple[str, str]:
     content = bytearray(path.read_bytes())
     place, bit = rng.randrange(len(content)), rng.randrange(8)
     content[place] ^= 1 << bit
@@ -766,6 +796,7 @@ def host(shop: Workshop, rng: random.Random, out: Path) -> list[Trial]:
 FAULTS: dict[str, Callable[..., list[Trial]]] = {
     "kill": kill,
     "flip": damage(flip),
+    "flip-record": damage(flip_record),
     "truncate": damage(truncate),
     "empty": damage(empty),
     "half-written": damage(half_written),
@@ -775,7 +806,7 @@ FAULTS: dict[str, Callable[..., list[Trial]]] = {
     "second": second,
     "host": host,
 }
-DAMAGES = {"flip", "truncate", "empty", "half-written", "delete"}
+DAMAGES = {"flip", "flip-record", "truncate", "empty", "half-written", "delete"}
 
 
 # --- The program -----------------------------------------------------------------------------------------------------
@@ -906,9 +937,11 @@ def summary(book: Book, kind: str, wanted: int) -> dict[str, Any]:
 
 
 def code() -> str:
-    """A digest of everything that a trial runs."""
+    """A digest of everything that a trial runs, and of where."""
+    facts = measure.facts()
+    place = f"{facts['device']}, {facts['cores']}, {facts['jax']}, {sys.version}"
     paths = [*sorted((ROOT / "leakgan_jax").rglob("*.py")), Path(__file__)]
-    return _sha(b"".join(path.read_bytes() for path in paths))[:12]
+    return _sha(b"".join([place.encode(), *(path.read_bytes() for path in paths)]))[:12]
 
 
 def main(argv: list[str] | None = None) -> int:

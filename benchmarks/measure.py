@@ -19,13 +19,13 @@ MIN_REPEATS = 3
 class Program:
     """A compiled `function(state, data)`.
 
-    With `trains`, it returns a new state first, is given its old one to overwrite, as in a run, and the next call
-    goes on from the new one.
+    With `trains`, it returns a new state first and the next call goes on from it; with `donate`, it may overwrite the
+    old one.
     """
 
-    def __init__(self, function: Callable, state: Any, data: Any, trains: bool):
+    def __init__(self, function: Callable, state: Any, data: Any, trains: bool, donate: bool = True):
         began = time.perf_counter()
-        lowered = jax.jit(function, donate_argnums=0 if trains else ()).lower(state, data)
+        lowered = jax.jit(function, donate_argnums=0 if trains and donate else ()).lower(state, data)
         self._compiled = lowered.compile()
         self.compile_s = time.perf_counter() - began
         self._trains, self._data = trains, data

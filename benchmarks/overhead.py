@@ -50,6 +50,7 @@ TIMED = TRAINING + TABLE + REPORTING
 # Checks inside the compiled units: module, function, and what does nothing in its place.
 COMPILED: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("leakgan_jax.health", "gradient", lambda name, grads: {}),
+    ("leakgan_jax.health", "summary", lambda metrics: jax.tree.map(lambda values: values.mean(), metrics)),
     ("leakgan_jax.health", "state", lambda tree: {}),
 )
 IN_UNITS = "checks inside the units"
@@ -163,7 +164,8 @@ def measured(config: Config) -> tuple[list[Part], list[str]]:
     account = Account()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        missing = [f"{module}.{name}" for _, module, name in TIMED + KEEPING if not _owner(module, name)]
+        names = [names for _, *names in TIMED + KEEPING] + [names for *names, _ in COMPILED]
+        missing = [f"{module}.{name}" for module, name in names if not _owner(module, name)]
         for label, module, name in TIMED + KEEPING:
             if owner := _owner(module, name):
                 attribute = name.split(".")[-1]
@@ -227,7 +229,7 @@ def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> 
             return run._run_unit.__wrapped__(config, kind, state, *data)
 
         data = task.arrays, jax.random.key(1)
-        programs = [measure.Program(unit, state, data, trains=True)]
+        programs = [measure.Program(unit, state, data, trains=True, donate=False)]  # kept, to be saved if need be
         with without(checks):
             programs.append(measure.Program(functools.partial(unit), state, data, trains=True))
         checked, plain = np.transpose(measure.alternate(programs, repeats, budget / len(parts)))

@@ -185,6 +185,9 @@ def main(argv: list[str] | None = None) -> int:
 
     1 is for a process that lost the others of its run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot encode is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _main(sys.argv[1:] if argv is None else argv)
     except BaseException:

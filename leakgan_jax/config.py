@@ -188,6 +188,8 @@ class Config:
             self,
             f"different widths from 1 to the length, {self.length}",
         )
+        _require(len(self.filter_windows) <= _MAX_WINDOWS, "filter_windows", self, f"at most {_MAX_WINDOWS} widths")
+        _require(self.pretrain_rounds <= _MAX_UNITS, "pretrain_rounds", self, f"at most {_MAX_UNITS:,}")
         _require(all(1 <= n <= 100_000 for n in self.filter_counts), "filter_counts", self, "counts from 1 to 100,000")
         _require(
             2 * self.draw_size >= self.batch_size or not (self.pretrain_draws or self.adversarial_draws),
@@ -273,6 +275,7 @@ class Config:
 _MAX_SIZE = 10**9
 _MAX_NUMBERS = 2 * 10**9  # 8 GB of float32 in one array
 _MAX_UNITS = 10**6  # of a schedule, which is a list; an interval of 20 s each would take most of a year
+_MAX_WINDOWS = 64  # each is a convolution to compile; presets have at most 14
 _MAX_TEXT = 4096  # characters of a setting that is text: the longest path there is
 _AT_LEAST_ONE = (
     "vocab_size length num_heldout oracle_hidden min_count discriminator_embedding worker_embedding worker_hidden "

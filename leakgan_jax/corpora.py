@@ -350,7 +350,10 @@ _BUILDERS: dict[str, type[_Lines]] = {
 
 def place(data_dir: PathLike | None) -> Path:
     """Where prepared datasets are kept: `data_dir`, or the usual place of tensorflow_datasets."""
-    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+    try:
+        return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+    except RuntimeError:  # ~name
+        raise DataError(f"data_dir is {shown(str(data_dir))}; there is no such user's home, give a folder") from None
 
 
 def is_prepared(dataset: str, data_dir: PathLike | None = None) -> bool:

@@ -28,7 +28,8 @@ from leakgan_jax.config import Config, Tokenizer, shown
 UNK, END = 0, 1  # ids; words follow from 2
 MAX_LINE = 100_000  # characters; a longer line is no sentence, and reading stops there
 MAX_TEXT = 500_000_000  # characters of a file; as words and counted n-grams they take many times that in bytes
-MAX_VOCABULARY = 2**26  # bytes of a vocabulary file; some five million words
+MAX_LINES = 10_000_000  # of a file; some 1 GB as lists of words even if they are short
+MAX_VOCABULARY = 2**24  # bytes of a vocabulary file; a million words and more
 
 PARTIAL = ".partial"  # ends the names of files that are being written
 
@@ -159,7 +160,7 @@ def read_lines(path: PathLike) -> Iterator[str]:
     Any of the usual line ends will do, and a byte order mark is ignored. A pipe will do, one without a writer is empty.
     Raises:
         DataError, as the lines are read, if the file is missing, unreadable, without words, not UTF-8, binary, or
-        has a line longer than `MAX_LINE` or more than `MAX_TEXT` characters.
+        has a line longer than `MAX_LINE`, more than `MAX_LINES` lines or more than `MAX_TEXT` characters.
     """
     empty, total = True, 0
     # With surrogateescape a byte that is not UTF-8 arrives in its place as a lone surrogate, which real UTF-8
@@ -175,6 +176,8 @@ def read_lines(path: PathLike) -> Iterator[str]:
             total += max(1, len(line))  # a pipe may give blank lines for ever
             if total > MAX_TEXT:
                 raise DataError(f"{path}: over {MAX_TEXT:,} characters; give a part of it")
+            if number > MAX_LINES:
+                raise DataError(f"{path}: over {MAX_LINES:,} lines; give a part of it")
             if line.strip():
                 empty = False
                 yield line
@@ -276,8 +279,13 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     # Of this process and this call alone, and new: whatever is there under a name that can be guessed may be a link.
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a directory; give a file", str(path))
+    try:
+        kind = path.stat().st_mode
+    except OSError:  # there is nothing, or a link to nothing
+        kind = stat.S_IFREG
+    if not stat.S_ISREG(kind):  # `--out /dev/null` is not to replace it
+        what = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
+        raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, f"{what}; give a file", str(path))
     try:
         with open(temporary, "xb") as file:
             file.write(content)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import signal
 import time
 import traceback
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from leakgan_jax import data, health, oracle, parallel, rollout, rundir, training
-from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Which
-from leakgan_jax.config import Config
+from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Restored, Which
+from leakgan_jax.config import Config, is_printable, printable
 from leakgan_jax.data import write
 from leakgan_jax.rundir import RunError
 from leakgan_jax.types import Array, GanState, Key, Params
@@ -411,7 +412,9 @@ def open_task(out: Path) -> tuple[Config, Task]:
 def load_params(out: Path, config: Config, which: Which, on_skip: Callable[[str], None]) -> Params:
     """The parameters of a checkpoint of the run in `out`; `on_skip` is told of damaged ones passed over."""
     with Checkpoints(out, create=False) as checkpoints:
-        return checkpoints.restore(target(config), which, on_skip).state.params
+        restored = checkpoints.restore(target(config), which, on_skip)
+    _require_of_run(config, out, restored)
+    return restored.state.params
 
 
 def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> dict[str, Params]:
@@ -422,7 +425,8 @@ def load_models(out: Path, config: Config, on_skip: Callable[[str], None]) -> di
     units, shapes = schedule(config), target(config)
     with Checkpoints(out, create=False) as checkpoints:
         newest = checkpoints.restore(shapes, on_skip=on_skip)
-        models, adversarial = {}, units[newest.step - 1].phase == "adversarial"
+        _require_of_run(config, out, newest)
+        models, adversarial = {}, any(unit.phase == "adversarial" for unit in units[: newest.step])
         try:
             best = checkpoints.restore(shapes, "mle")
             models["MLE, best NLL_gen"] = best.state.params
@@ -608,11 +612,14 @@ def _scores(config: Config, arrays: Arrays, params: Params, key: Key, temperatur
     return scored
 
 
+def _temperatures(config: Config) -> list[float]:
+    return sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
+
+
 def _table_rows(config: Config, arrays: Arrays, params: Params, key: Key) -> list[list[dict[str, Any]]]:
     """The rows of the final table for a model: for each seed, one a temperature."""
-    temperatures = sorted({*TABLE_TEMPERATURES, config.eval_temperature}, reverse=True)
     # The same draws for every row, so that rows differ by model and temperature alone.
-    scored = [_scores(config, arrays, params, jax.random.clone(key), alpha) for alpha in temperatures]
+    scored = [_scores(config, arrays, params, jax.random.clone(key), alpha) for alpha in _temperatures(config)]
     for _, scores in (of_seed for of_seeds in scored for of_seed in of_seeds):
         if wrong := health.problem(dict(scores), None):
             raise RunError(f"a row of the table is not finite: at temperature {scores['temperature']:.3g} {wrong}")
@@ -729,17 +736,52 @@ def _restore_or_init(
             break
         most = min(of_seed.step for of_seed in restored)
         display.message(f"not every seed has a later checkpoint than that of unit {most}: all go on from there")
+    for place, found in zip(places, restored, strict=True):
+        _require_of_run(config, place, found)
     if parallel.is_first():
         for of_seed in checkpoints:
             of_seed.look_through(target(config), display.message, restored[0].step)
     return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
 
 
+def _require_of_run(config: Config, place: Path, restored: Restored) -> None:
+    """Raises RunError unless the step is one of the schedule and `extra` what a run saves with it.
+
+    Whole as it is, a checkpoint may still be a stranger's.
+    """
+    units, extra = schedule(config), restored.extra
+    number, lost, rows = data.is_number, extra.get("lines_lost", ""), extra.get("mle_last", [])
+    after_mle = any(u.phase == "pretrain" and u.kind == "mle" for u in units) and not any(
+        u.phase == "pretrain" and u.kind == "mle" for u in units[restored.step :]
+    )
+    right = {
+        "step": restored.step <= len(units),
+        "seconds": number(seconds := extra.get("seconds", 0.0)) and 0 <= seconds < 1e12,
+        "lowest_nll_gen": number(extra.get("lowest_nll_gen", 0.0)),
+        "metrics_sha256": bool(re.fullmatch("([0-9a-f]{64})?", str(extra.get("metrics_sha256", "")))),
+        "lines_lost": isinstance(lost, str) and is_printable(lost) and len(lost) < 10_000,
+        "mle_last": _are_rows(config, rows) if after_mle else rows == [],
+    }
+    if wrong := [name for name, holds in right.items() if not holds]:
+        where = f"{place}: checkpoint {restored.step} of {len(units)} units"
+        raise RunError(f"{where}: {wrong[0]} is not what `train` saves; the run was changed, restore it")
+
+
+def _are_rows(config: Config, rows: Any) -> bool:
+    """Whether they are what `_table_rows` makes for a model and seed."""
+    names = {"nll_oracle", "nll_gen", "nll_div", "temperature", "num_samples", "distinct"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() == names for row in rows):
+        return False
+    values = [(name, value) for row in rows for name, value in row.items()]
+    numbers = all(data.is_number(value) or (value is None and name == "nll_oracle") for name, value in values)
+    return numbers and [row["temperature"] for row in rows] == _temperatures(config)
+
+
 def _keep_lines(place: Path, done: int, extra: dict[str, Any], display) -> list[dict[str, Any]]:
     """The metric lines of the units done; `extra` remembers if they are not what was written, for the report."""
 
     def lost(line: str) -> None:
-        extra["lines_lost"] = line
+        extra["lines_lost"] = printable(line)
         display.message(line)
 
     lines = rundir.keep_lines(place / "metrics.jsonl", done, extra.get("metrics_sha256"), lost)

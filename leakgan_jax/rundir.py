@@ -25,6 +25,7 @@ from leakgan_jax.data import write
 _LOCK = ".lock"
 MAX_RECORD = 2**20  # bytes of config.json
 MAX_METRICS = 2**28  # bytes of metrics.jsonl; a line of 300 for each of the units that a run has at most
+MAX_METRIC_LINES = 2 * 10**6  # of it; twice the units that a run has at most
 MAX_LINE = 2**16  # bytes of one of its lines
 
 _RECORD = {
@@ -72,6 +73,7 @@ def open_run(out: Path, several: bool = False) -> tuple[Config, int, dict[str, A
         RunError, and nothing else whatever the file holds, if there is no readable run; and, unless `several`, if there
         are the runs of several seeds.
     """
+    _require_name(out)
     path = out / "config.json"
     try:
         record = data.read_json(path, MAX_RECORD, "a directory that `train` made")
@@ -157,8 +159,16 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def _require_name(out: Path) -> None:
+    try:
+        os.path.abspath(out).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{shown(str(out))} is not Unicode, which checkpoints need; rename the folder") from None
+
+
 def _require_unused(out: Path) -> None:
     """Makes `out` if it is not there; raises RunError if anything that matters is in it."""
+    _require_name(out)
     try:
         # A run killed before its config.json was whole left nothing that matters.
         remains = {"vocabulary.json", _LOCK}
@@ -303,7 +313,7 @@ def changes(out: Path, now: dict[str, Any]) -> list[str]:
             pairs = [(f"{key}", old.get(key), value.get(key)) for key in sorted({*old, *value})]
         else:
             pairs = [(name, old, value)]
-        changed += [f"{key} ({a}, now {b})" for key, a, b in pairs if a != b]
+        changed += [f"{key} ({shown(a)}, now {shown(b)})" for key, a, b in pairs if a != b]
     return changed
 
 
@@ -340,6 +350,8 @@ def read_lines(path: Path, done: int) -> list[dict[str, Any]]:
         content = data.read_bytes(path, MAX_METRICS)
     except data.DataError as error:
         raise RunError(f"{error}; or delete it, and its curves are lost") from None
+    if content.count(b"\n") > MAX_METRIC_LINES:
+        raise RunError(f"{path} has over {MAX_METRIC_LINES:,} lines, no run has; delete it, and its curves are lost")
     for text in content.splitlines():
         line = _line(text)
         if line is not None and (kept[-1]["unit"] if kept else 0) < line["unit"] <= done:

@@ -35,17 +35,25 @@ def readers(folder: Path) -> dict:
 
         return reader
 
+    def parsed(content: bytes):
+        """The JSON that stands for a file here; None if it is none."""
+        try:
+            return data.parse_json(content.decode("utf-8"))
+        except ValueError as error:
+            assert type(error) in (ValueError, UnicodeDecodeError), error
+            return None
+
     def sealed(content: bytes) -> None:
-        record = data.parse_json(content.decode("utf-8"))
+        record = parsed(content)
         if isinstance(record, dict):
             rundir.write_record(folder, record)
             rundir.open_run(folder)
 
     def settings(content: bytes) -> None:
-        Config.from_json(data.parse_json(content.decode("utf-8")))
+        Config.from_json(parsed(content))
 
     def unfinished(content: bytes) -> None:
-        kept = data.parse_json(content.decode("utf-8"))
+        kept = parsed(content)
         if isinstance(kept, dict):
             path = folder / "sweep.partial.json"
             data.write(path, known.json.dumps({**kept, "sha256": data.seal(kept)}))
@@ -94,8 +102,6 @@ def fuzz(name: str, folder: Path, seconds: int) -> None:
                 reader(content)
             except known.OURS as error:
                 assert known.config.is_printable(str(error)) and len(str(error)) < 1500, str(error)
-            except ValueError as error:  # of the JSON that stands for a file here
-                assert type(error) in (ValueError, UnicodeDecodeError), error
 
     options = [
         f"-max_total_time={seconds}",

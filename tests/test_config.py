@@ -51,6 +51,13 @@ def test_a_config_of_before_there_were_datasets_is_read():
     assert Config.from_json(values) == preset("coco", corpus="a.txt", tokenizer="whitespace")
 
 
+def test_what_would_take_for_ever_is_refused():
+    with pytest.raises(ConfigError, match="pretrain_rounds is 1000000000; it must be at most 1,000,000"):
+        Config(pretrain_rounds=10**9, pretrain_draws=0, mle_epochs=0)  # rounds of nothing
+    with pytest.raises(ConfigError, match="filter_windows .* at most 64 widths"):
+        Config(length=100, filter_windows=tuple(range(1, 101)), filter_counts=(1,) * 100)
+
+
 def test_readings_differ_as_the_table_says():
     paper, released = preset("synthetic20"), preset("synthetic20", "released")
     assert (paper.rescale_slope, released.rescale_slope) == (12, 16)

@@ -118,6 +118,7 @@ def test_arrays_of_several_shares_are_one_state(whole, tmp_path):
         (0, "checkpoint 2 is damaged; falling back to 1\n", "metrics.jsonl", {}, "", "fell back"),
         (0, "resuming after 2 of 4 units of work\n", "", {}, "", "FAILED"),  # unnoticed
         (0, "resuming after 2 of 4 units of work\n", "", {}, "never read", "resumed identically"),
+        (0, "note: rounding may differ from before, as this did change: cpus (2, now 1)\n", "", {}, "", "FAILED"),
         (0, "checkpoint 2 is damaged; falling back to 1\n", "", {"step": 1}, "never read", "FAILED"),
         (0, "", "", {"answers": {"newest": ["a sample"], "best": None, "mle": ["a sample"]}}, "", "refused"),
         (1, REFUSED, "", None, "", "FAILED"),
@@ -132,6 +133,16 @@ def test_damage_is_refused_told_or_a_failure(status, stderr, change, result, har
     assert judged[0] == outcome and judged[1]
 
 
+def test_lines_that_are_told_as_lost_are_not_missed(whole):
+    expected = read(whole)
+    left = expected._replace(lines=expected.lines[1:])
+    told = "metrics.jsonl: the lines of 1 of 2 units are lost or damaged, and left out of curves and report\n"
+    assert faults.differences(expected, faults.told_lines(told, expected, left)) == []
+    assert faults.differences(expected, faults.told_lines("", expected, left))
+    changed = left._replace(lines=[left.lines[0] | {"loss": 7.0}])
+    assert "loss is 7.0" in faults.differences(expected, faults.told_lines(told, expected, changed))[0]
+
+
 def test_a_lost_or_changed_file_is_in_the_tree_and_a_lock_is_not(tmp_path):
     out = make_run(tmp_path / "run")
     before = faults.tree(out)
@@ -141,7 +152,9 @@ def test_a_lost_or_changed_file_is_in_the_tree_and_a_lock_is_not(tmp_path):
     assert faults.tree(out).keys() - before == {"checkpoints/3"}
 
 
-@pytest.mark.parametrize("harm", [faults.flip, faults.truncate, faults.empty, faults.half_written, faults.delete])
+@pytest.mark.parametrize(
+    "harm", [faults.flip, faults.flip_record, faults.truncate, faults.empty, faults.half_written, faults.delete]
+)
 def test_harm_is_one_thing_and_the_seed_s_choice(harm, whole, tmp_path):
     told = []
     for name in ("one", "other"):
@@ -228,6 +241,8 @@ if done:
 print(f"{units - done} units of work to do", file=sys.stderr, flush=True)
 for unit in range(done + 1, units + 1):
     time.sleep(0.03)
+    if fault == "crash" and unit == 4 and not done:
+        sys.exit("Traceback")
     state = (state * 31 + unit) % 1009
     if not (fault == "lose" and done and unit == done + 1):
         with open(metrics, "a") as file:
@@ -271,6 +286,7 @@ def stand_in(tmp_path, monkeypatch):
         ("deaf", ["SIGTERM"], "status 0, not 143"),
         ("again", ["SIGINT"], "and then: resuming after"),
         ("forget", ["SIGTERM"], "left the checkpoints"),
+        ("crash", ["SIGKILL"], "ended of itself, with status 1"),
     ],
 )
 def test_kills_tell_a_run_that_goes_on_right_from_one_that_does_not(fault, signals, said, stand_in, monkeypatch):

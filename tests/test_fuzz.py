@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import os
@@ -62,17 +63,34 @@ _STARTS = (
 )
 
 
+# Which arguments are paths that change; the last one is a folder that is open, or -1.
+_CHANGES = {
+    "os.remove": slice(1),
+    "os.rmdir": slice(1),
+    "os.mkdir": slice(1),
+    "os.chmod": slice(1),
+    "os.rename": slice(2),
+    "os.link": slice(1, 2),
+    "os.symlink": slice(1, 2),
+}
+
+
 def _audit(event: str, args: tuple) -> None:
     if not _watching:
         return
     folder, seen = _watching[-1]
     if event in _STARTS:
         seen.append(f"{event} {args!r}"[:200])
-    elif event == "open" and isinstance(args[0], str | bytes) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        path = os.path.realpath(os.fsdecode(args[0]))
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder)
-        if path != os.devnull and not path.startswith((folder, cache)):
-            seen.append(f"wrote {path}")
+    paths = args[:1] if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else ()
+    if event in _CHANGES and args[-1] == -1:  # else within a folder that is open
+        paths = args[_CHANGES[event]]
+    for path in paths:
+        if not isinstance(path, int):  # a file that is open
+            folder_of, name = os.path.split(os.fsdecode(path))
+            path = os.path.join(os.path.realpath(folder_of), name)
+            cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder
+            if path != os.devnull and os.path.commonpath([path, folder]) != folder and not path.startswith(cache):
+                seen.append(f"{event} of {path}")
 
 
 sys.addaudithook(_audit)
@@ -83,7 +101,8 @@ def watched(folder: Path, seconds: int = 60):
     """Fails if what is within starts a process, writes outside `folder` or waits for ever."""
 
     def late(*_):
-        raise AssertionError(f"still at it after {seconds} seconds")
+        seen.append(f"still at it after {seconds} seconds")  # a reader may take what is raised here for damage
+        raise AssertionError(seen[-1])
 
     seen: list[str] = []
     before = signal.signal(signal.SIGALRM, late)
@@ -690,6 +709,11 @@ def test_links_are_not_followed_by_what_is_written(tmp_path, monkeypatch):
     os.mkfifo(run_ / "pipe")
     with watched(run_, seconds=20), pytest.raises(OSError):
         rundir.append(run_ / "pipe", LINES[0])
+    (run_ / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):  # nor is what a file cannot take the place of replaced by one
+        with pytest.raises(OSError, match="not a regular file"):
+            data.write(run_ / name, "x")
+    assert (run_ / "pipe").is_fifo() and (run_ / "null").is_symlink()
 
 
 def test_text_that_utf8_cannot_hold_is_written(tmp_path):
@@ -704,6 +728,34 @@ def test_a_terminal_gets_no_control_characters(place):
     assert (status, out) == (2, "") and err.count("\n") == 1 and "a\\x1b[2J\\nb.txt" in err
     status, out, err = command("sample", place, "--num", "1", "--checkpoint", "x" * 90_000)
     assert status == 2 and len(err) < 3_000
+
+
+def test_a_name_that_a_terminal_cannot_encode_is_escaped(place, monkeypatch):
+    path = place / "猫.txt"
+    path.write_text("a b\nb a\n")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert cli.main(["metrics", str(path), "--references", str(path)]) == 0
+    printed.flush()
+    assert b"\\u732b.txt" in printed.buffer.getvalue()
+
+
+def test_a_folder_whose_name_is_not_unicode_is_refused(place):
+    out = os.path.join(place, "run\udcff")
+    for argv in (["train", "--out", out, *TINY], ["sample", out, "--num", "1"]):
+        status, _, err = command(*argv)
+        assert status == 2 and "not Unicode" in err and err.count("\n") == 1, err
+    assert not list(place.iterdir())
+
+
+def test_lines_without_end_are_refused(place, monkeypatch):
+    (place / "text.txt").write_text("a\n" * 30)
+    monkeypatch.setattr(data, "MAX_LINES", 20)
+    with pytest.raises(DataError, match="text.txt: over 20 lines"):
+        list(data.read_lines(place / "text.txt"))
+    monkeypatch.setattr(rundir, "MAX_METRIC_LINES", 20)
+    with pytest.raises(RunError, match="text.txt has over 20 lines"):
+        rundir.read_lines(place / "text.txt", 100)
 
 
 # --- Whole directories --------------------------------------------------------------------------------
@@ -803,6 +855,62 @@ def test_any_file_of_a_run_disturbed(finished, undisturbed, tmp_path, name, faul
     assert found == undisturbed[name] or (name != "train" and "falling back" in err), about
 
 
+def forge(out: Path, change, step: int | None = None) -> None:
+    """Changes the manifest of a run's newest checkpoint, as a stranger would: its digest holds again."""
+    place = max((path for path in (out / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    record = json.loads((place / "MANIFEST").read_bytes().partition(b"\n")[2])
+    body = json.dumps(change(record)).encode()
+    (place / "MANIFEST").write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    if step is not None:
+        place.rename(place.with_name(str(step)))
+
+
+@fuzzed(st.data(), st.sampled_from(["sample", "evaluate", "train"]), st.booleans(), cost=5)
+def test_any_manifest_whose_digest_holds(finished, tmp_path, drawn, name, within):
+    out = tmp_path / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(finished, out)
+    forge(out, lambda r: r | {"extra": drawn.draw(altered(r["extra"]))} if within else drawn.draw(altered(r)))
+
+    def forged():
+        return command(*commands(out)[name])
+
+    status, _, err = outcome(forged, tmp_path)
+    assert status in (0, 2), err
+    if status:
+        assert_one_line(err)
+    assert "Traceback" not in err, err
+
+
+EXTRAS = {
+    "seconds": ["x", None, [1], -1.0, 1e30],
+    "lowest_nll_gen": ["x", [1], None],
+    "metrics_sha256": [7, None, "0" * 63, "0" * 64],
+    "lines_lost": [{"a": 1}, "\x1b[2J", "x" * 10_000],
+    "mle_last": [7, None, [], [{}], [{"nll_oracle": "x"}], [[1]], ["x"]],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in EXTRAS.items() for value in values])
+def test_what_a_checkpoint_remembers_must_be_a_runs(finished, tmp_path, name, value):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    forge(out, lambda r: r | {"extra": r["extra"] | {name: value}})
+    status, _, err = command("train", "--out", out, "--resume")
+    assert status == 2 and (name in err or "metrics.jsonl is damaged" in err), err
+    assert_one_line(err)
+
+
+@pytest.mark.parametrize("argv", [["train", "--resume", "--out"], ["sample"], ["evaluate", "--sweep"]])
+def test_a_step_that_is_not_of_the_schedule(finished, tmp_path, argv):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    forge(out, lambda r: r | {"step": 99}, step=99)
+    status, printed, err = command(*argv, out)
+    assert (status, printed) == (2, "") and "checkpoint 99 of 3 units: step" in err, err
+    assert_one_line(err)
+
+
 def test_links_to_other_folders_are_refused_where_a_run_would_write(finished, tmp_path):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(finished, out)
@@ -850,7 +958,14 @@ def test_any_damage_to_a_prepared_dataset(prepared, tmp_path, how, rng):
         return corpora.load(name, data_dir=place)
 
     found = outcome(load, place, str(place))
-    assert found is None or found == lines or "array_record" in path.name or path.suffix == ".json"
+    assert found is None or found == lines or path.suffix == ".json", path
+
+
+def test_a_home_that_nobody_has(prepared):
+    from leakgan_jax import corpora
+
+    with pytest.raises(DataError, match="data_dir is '~nobody-of-that-name/x'"):
+        corpora.load(prepared[1], data_dir="~nobody-of-that-name/x")
 
 
 @fuzzed(
