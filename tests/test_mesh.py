@@ -290,8 +290,26 @@ def test_an_error_in_one_process_ends_the_other(tmp_path):
     assert done[0].returncode not in (0, None)
 
 
-def test_four_processes_go_on_with_what_one_began(alone, tmp_path):
-    out = begun(alone, tmp_path / "run")
-    done = processes(4, "train", "--out", out, "--resume")
-    assert [d.returncode for d in done] == [0] * 4, [d.stderr for d in done]
+def test_four_processes_go_on_with_what_one_began_until_one_is_told_to_stop(alone, tmp_path):
+    out, code = (
+        begun(alone, tmp_path / "run"),
+        """
+        import os, signal, sys
+        from leakgan_jax import cli, run
+        unit, calls = run._run_unit, []
+        def watched(*args):
+            calls.append(1)
+            if len(calls) == 4 and sys.argv[-1] == "2":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return unit(*args)
+        run._run_unit = watched
+        sys.exit(cli.main(sys.argv[1:]))
+    """,
+    )
+    (tmp_path / "program.py").write_text(textwrap.dedent(code))
+    done = processes(4, "train", "--out", out, "--resume", program=[tmp_path / "program.py"])
+    assert [d.returncode for d in done] == [128 + 15] * 4, [d.stderr for d in done]
+    with Checkpoints(out, create=False) as checkpoints:
+        assert checkpoints.steps()[-1] == len(metrics(out)) < len(metrics(alone))
+    assert leakgan("train", "--out", out, "--resume") == 0
     assert_close(alone, out)
