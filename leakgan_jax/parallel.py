@@ -8,8 +8,11 @@ jax.set_mesh(mesh)` around a jitted function is all that a user needs.
 Axes are Auto: the compiler chooses all that is not said, and a gradient is that of one device up to rounding.
 """
 
+import hashlib
+import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from leakgan_jax.config import ConfigError
+from leakgan_jax.config import ConfigError, shown
 
 SEEDS, DATA = "seeds", "data"
 HEARTBEAT_SECONDS = 30  # after so long in silence a process counts as lost
@@ -174,6 +177,17 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def require_same(values: dict[str, Any]) -> None:
+    """Raises ConfigError, in all processes, unless each has the same `values`, which JSON can hold."""
+    if jax.process_count() == 1:
+        return
+    texts = [json.dumps(value, sort_keys=True) for value in values.values()]
+    own = np.array([list(hashlib.sha256(text.encode()).digest()) for text in texts], np.uint8)
+    for name, of_all in zip(values, np.swapaxes(multihost_utils.process_allgather(own), 0, 1), strict=True):
+        if other := [process for process, digest in enumerate(of_all) if (digest != of_all[0]).any()]:
+            raise ConfigError(f"process {other[0]} has other {name} than process 0; start all with the same")
+
+
 def on_first(function: Callable[[], Any]) -> None:
     """Calls `function` in process 0 and waits for it; what it raises is raised in all."""
     failure: Exception | None = None
@@ -205,9 +219,9 @@ def _constrain(tree: T, spec: jax.P) -> T:
 
 def _read(asked: str) -> dict[str, int]:
     sizes = {}
-    for part in filter(None, asked.split(",")):
+    for part in asked.split(",") if asked else ():
         name, _, number = part.partition("=")
-        if name not in (SEEDS, DATA) or name in sizes or not (number.isascii() and number.isdigit()) or int(number) < 1:
-            raise ConfigError(f"mesh is {asked!r}; it must be written like data=8 or seeds=2,data=4")
+        if name not in (SEEDS, DATA) or name in sizes or not re.fullmatch("[1-9][0-9]{0,8}", number):
+            raise ConfigError(f"mesh is {shown(asked)}; it must be written like data=8 or seeds=2,data=4")
         sizes[name] = int(number)
     return sizes

@@ -200,6 +200,10 @@ def train(
     if config.dataset and jax.process_count() > 1:  # prepared by one process, then read by all
         parallel.on_first(lambda: data.load_corpus(config, manual_dir, data_dir))
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
+    parallel.require_same(
+        {"settings": config.to_json(), "seeds": list(seeds), "data": task.source, "resume": resume}
+        | {"mesh": dict(devices.shape), "versions": rundir.versions()}
+    )
     facts = rundir.Facts(task.source, task.vocabulary, rundir.environment(devices))
     units, keys = schedule(config), parallel.place(devices, _keys(seeds), _seeds_axis(seeds))
     places = rundir.directories(out, seeds)
@@ -213,10 +217,14 @@ def train(
             stack.enter_context(Checkpoints(place, create=True, identity=identity(config, seed, task.source)))
             for place, seed in zip(places, seeds, strict=True)
         ]
-        state, done, extras = _restore_or_init(config, keys, places, checkpoints, display)
+        state, done, extras = _restore_or_init(config, _keys(seeds), places, checkpoints, display)
         state = parallel.place(devices, state, _seeds_axis(seeds))
-        first = parallel.is_first()
-        lines = [_keep_lines(place, done, extra, display) if first else [] for place, extra in zip(places, extras)]
+        lines: list[list[dict[str, Any]]] = [[] for _ in seeds]
+
+        def keep_lines():
+            lines[:] = [_keep_lines(place, done, extra, display) for place, extra in zip(places, extras)]
+
+        parallel.on_first(keep_lines)
         arrays = _place_arrays(devices, task.arrays)
         running = _Running(config, seeds, out, places, task, devices, arrays, keys, checkpoints, extras, lines, display)
         last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
@@ -738,9 +746,12 @@ def _restore_or_init(
         display.message(f"not every seed has a later checkpoint than that of unit {most}: all go on from there")
     for place, found in zip(places, restored, strict=True):
         _require_of_run(config, place, found)
-    if parallel.is_first():
+
+    def look_through():
         for of_seed in checkpoints:
             of_seed.look_through(target(config), display.message, restored[0].step)
+
+    parallel.on_first(look_through)
     return _stack([of_seed.state for of_seed in restored]), restored[0].step, [of_seed.extra for of_seed in restored]
 
 

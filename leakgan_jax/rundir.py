@@ -128,13 +128,15 @@ def open_directories(
     """
     if not resume:
         _require_unused(out)
-    with _locked(out):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_locked(out))
         _open_directory(config, seeds, facts, out, resume, command, data_dir)
         if len(seeds) > 1:
             for seed, place in zip(seeds, directories(out, seeds), strict=True):
                 old = (place / "config.json").exists()
                 if not old:
                     _require_unused(place)
+                locks.enter_context(_locked(place))
                 _open_directory(config, [seed], facts, place, old, command, data_dir)
         yield
 
@@ -240,12 +242,13 @@ def _require_inside(out: Path) -> None:
 
 def require_whole(out: Path) -> None:
     """`out` is not one of several seeds, which would get ahead of the others."""
-    parent = out.absolute().parent
+    out = out.resolve()  # also by another name
+    parent = out.parent
     try:
         _, first, record = open_run(parent, several=True)
     except RunError:
         return
-    if out.absolute() in directories(parent, range(first, first + record["seeds"])):
+    if out in directories(parent, range(first, first + record["seeds"])):
         raise RunError(f"{out} is one of several seeds; resume all of them, with --out {out.parent}")
 
 
@@ -310,11 +313,12 @@ def changes(out: Path, now: dict[str, Any]) -> list[str]:
     for name, value in now.items():
         old = then.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            pairs = [(f"{key}", old.get(key), value.get(key)) for key in sorted({*old, *value})]
+            kind = "mesh " if name == "mesh" else ""  # its axes have the names of other things
+            pairs = [(f"{kind}{key}", old.get(key), value.get(key)) for key in sorted({*old, *value})]
         else:
             pairs = [(name, old, value)]
-        changed += [f"{key} ({shown(a)}, now {shown(b)})" for key, a, b in pairs if a != b]
-    return changed
+        changed += [f"{printable(key)[:100]} ({shown(a)}, now {shown(b)})" for key, a, b in pairs if a != b]
+    return [*changed[:20], *([f"and {len(changed) - 20} more"] if len(changed) > 20 else [])]
 
 
 def keep_lines(
@@ -329,7 +333,9 @@ def keep_lines(
         RunError if, by `digest`, they are not what was written, or if there is something at `path` that cannot be read
         as a file, or over `MAX_METRICS` bytes.
     """
-    absent, kept = _is_absent(path), read_lines(path, done)
+    found = _read_lines(path)
+    kept = _in_order(found, done)
+    absent = not kept and None not in found  # there is no file, or one that was begun after those lines were lost
     if digest is not None and not absent and lines_digest(kept) != digest:
         right = "restore it, or delete it to go on without them"
         raise RunError(f"{path} is damaged: the lines of the first {done:,} units are not what was written; {right}")
@@ -343,17 +349,25 @@ def keep_lines(
 
 def read_lines(path: Path, done: int) -> list[dict[str, Any]]:
     """The metric lines of units 1 to `done` that are whole; none where there is no file. Raises as `keep_lines`."""
-    kept: list[dict[str, Any]] = []
+    return _in_order(_read_lines(path), done)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """Every line, None for one that is damaged; none where there is no file. Raises as `keep_lines`."""
     if _is_absent(path):
-        return kept
+        return []
     try:
         content = data.read_bytes(path, MAX_METRICS)
     except data.DataError as error:
         raise RunError(f"{error}; or delete it, and its curves are lost") from None
     if content.count(b"\n") > MAX_METRIC_LINES:
         raise RunError(f"{path} has over {MAX_METRIC_LINES:,} lines, no run has; delete it, and its curves are lost")
-    for text in content.splitlines():
-        line = _line(text)
+    return [_line(text) for text in content.splitlines()]
+
+
+def _in_order(lines: list[dict[str, Any] | None], done: int) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    for line in lines:
         if line is not None and (kept[-1]["unit"] if kept else 0) < line["unit"] <= done:
             kept.append(line)
     return kept

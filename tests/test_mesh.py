@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_run import TINY, final_state, leakgan, metrics
 
-from leakgan_jax import ConfigError, parallel
+from leakgan_jax import ConfigError, parallel, rundir
 from leakgan_jax.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -47,6 +47,8 @@ pytestmark = pytest.mark.usefixtures("fast_compile")
         (8, 1, 64, "data=0", None),
         (8, 1, 64, "rows=8", None),
         (8, 1, 64, "data=2,data=4", None),
+        (8, 1, 64, ",", None),
+        (8, 1, 64, "data=" + "1" * 5_000, None),
     ],
 )
 def test_devices_are_shared_by_seeds_and_then_by_rows(num_devices, num_seeds, batch, asked, expected):
@@ -256,6 +258,42 @@ def test_two_processes_train_as_one_and_one_goes_on_with_what_they_began(alone, 
     refused = processes(2, "train", "--out", two, *TINY)
     assert [d.returncode for d in refused] == [2, 2]
     assert all("already holds a run" in d.stderr for d in refused)
+    lines = (two / "metrics.jsonl").read_text()
+    (two / "metrics.jsonl").write_text(lines.replace('"worker_loss": 1', '"worker_loss": 2', 1))
+    refused = processes(2, "train", "--out", two, "--resume")
+    assert [d.returncode for d in refused] == [2, 2], [d.stderr for d in refused]
+    assert all("metrics.jsonl is damaged" in d.stderr for d in refused)
+
+
+def test_two_processes_share_seeds(tmp_path):
+    few = [*TINY, "--pretrain-rounds", 1, "--mle-epochs", 1, "--adversarial-iterations", 1, "--seeds", 2]
+    with jax.debug_key_reuse(False):  # the checker takes every vmapped scan over split keys for a reuse
+        assert leakgan("train", "--out", tmp_path / "one", *few) == 0
+    done = processes(2, "train", "--out", tmp_path / "two", *few)
+    assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
+    for seed in ("seed-0", "seed-1"):
+        assert_close(tmp_path / "one" / seed, tmp_path / "two" / seed)
+
+
+def test_what_did_change_is_named_after_the_mesh(alone):
+    now = {"mesh": {"seeds": 1, "data": 2}, "devices": 1} | {"versions": {f"x{i}": "y" * 999 for i in range(50)}}
+    changed = rundir.changes(alone, now)
+    assert "mesh data (1, now 2)" in changed and not any(line.startswith(("data", "seeds")) for line in changed)
+    assert len(changed) == 21 and len(", ".join(changed)) < 5_000
+
+
+@pytest.mark.parametrize("name, other", [("settings", ["--generator-lr", "0.1"]), ("seeds", ["--seed", "1"])])
+def test_processes_of_different_runs_do_not_train_together(tmp_path, name, other):
+    code = f"""
+        import sys
+        from leakgan_jax import cli
+        sys.exit(cli.main(sys.argv[1:] + {other} * (sys.argv[-1] == "1")))
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(code))
+    done = processes(2, "train", "--out", tmp_path / "run", *TINY, program=[tmp_path / "program.py"])
+    assert [d.returncode for d in done] == [2, 2], [d.stderr for d in done]
+    assert all(f"process 1 has other {name} than process 0" in d.stderr for d in done)
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_agree_on_saving_where_an_evaluation_after_resuming_is_not_the_best(tmp_path):

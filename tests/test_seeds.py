@@ -136,11 +136,37 @@ def test_changed_metric_lines_are_refused_and_deleted_ones_are_told(together, tm
     (out / "seed-6" / "metrics.jsonl").unlink()
     assert leakgan("train", "--out", out, "--resume") == 0
     assert "are lost" in capsys.readouterr().err and "Metric lines: " in (out / "report.md").read_text()
+    assert leakgan("train", "--out", out, "--resume") == 0  # what was told once is no damage, and still in the report
+    assert "Metric lines: " in (out / "report.md").read_text()
 
 
-def test_one_of_several_seeds_is_not_resumed_alone(together, capsys):
+def test_lines_that_were_deleted_are_not_missed_again_after_a_kill(together, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    for seed in ("seed-5", "seed-6"):
+        drop(out / seed, steps_of(out / seed)[-1])
+        done, path = steps_of(out / seed)[-1], out / seed / "metrics.jsonl"
+        later = path.read_text().splitlines(keepends=True)[done:-1]
+        path.write_text("".join(later))  # deleted, gone on with, and killed before the next checkpoint
+    assert later and leakgan("train", "--out", out, "--resume") == 0
+    assert "are lost" in capsys.readouterr().err
+    assert [line["unit"] for line in metrics(out / "seed-5")] == list(range(done + 1, done + 1 + len(later) + 1))
+
+
+def test_one_of_several_seeds_is_not_resumed_alone(together, tmp_path, capsys):
     assert leakgan("train", "--out", together / "seed-6", "--resume") == 2
     assert "one of several seeds" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(together / "seed-6")
+    assert leakgan("train", "--out", tmp_path / "link", "--resume") == 2
+    assert "one of several seeds" in capsys.readouterr().err
+
+
+def test_a_seed_that_another_process_trains_is_not_trained(together, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(together, out)
+    with rundir._locked(out / "seed-6"):
+        assert leakgan("train", "--out", out, "--resume") == 2
+    assert "seed-6 is in use" in capsys.readouterr().err
 
 
 def test_seeds_share_a_text_and_its_split(tmp_path, capsys):
