@@ -53,6 +53,7 @@ SIZES = (
     "--worker-hidden 7 --manager-hidden 5 --goal-dim 3 --completions 2 --pretrain-rounds 4 --pretrain-draws 1 "
     "--mle-epochs 6 --adversarial-iterations 20 --adversarial-draws 1 --interleave-every 3 --eval-every 2"
 ).split()
+OFTEN = ["--checkpoint-seconds", "0.2"]  # a run lasts a few seconds; and many writes are to be hit
 STOPS = (0.3, 0.6)  # of the units: where the runs that are damaged were stopped; pre-training and adversarial
 KILLS_A_RUN = 4
 LIMIT = 300.0  # seconds that a process may take, on a machine with other things to do
@@ -410,7 +411,7 @@ class Workshop:
         if self._closed:
             raise Wrong("the program ends")
         process = Process(
-            [*COMMAND, "train", "--out", str(out), *argv], self._env, self.folder / f"{out.name}{log}.log"
+            [*COMMAND, "train", "--out", str(out), *OFTEN, *argv], self._env, self.folder / f"{out.name}{log}.log"
         )
         self._live.append(process)
         return process

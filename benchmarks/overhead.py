@@ -37,7 +37,7 @@ from leakgan_jax.display import Display
 TRAINING = (("unit", "leakgan_jax.run", "_run_unit"), ("evaluation", "leakgan_jax.run", "_scores"))
 TABLE = (("table", "leakgan_jax.run", "_table_rows"),)  # neither
 KEEPING = (
-    ("checkpoint: state from the device", "leakgan_jax.run", "_Running.save"),
+    ("checkpoint: state from the device", "leakgan_jax.run", "_Running._write"),
     ("checkpoint: write, sync, rename", "leakgan_jax.checkpoint", "Checkpoints.save"),
     ("finite checks", "leakgan_jax.health", "problem"),
     ("collapse checks", "leakgan_jax.health", "collapse"),

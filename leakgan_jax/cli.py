@@ -68,6 +68,8 @@ class Train:
     """Where prepared datasets are kept. Default: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     mesh: str = ""
     """Devices to share the run: data=8, or seeds=2,data=4. Default: all, or as many as divide batch_size evenly."""
+    checkpoint_seconds: float = 60.0
+    """Longest time between two checkpoints, from 0 to 60: at most so long, and a unit, is lost to a kill."""
     debug_nans: bool = False
     """If a number goes wrong, repeat the unit one operation at a time and say which operation it was. Slow."""
     distributed: bool = False
@@ -298,6 +300,9 @@ def _train(argv: list[str]) -> int:
     from leakgan_jax import parallel, run
     from leakgan_jax.display import Display
 
+    if not 0 <= arguments.checkpoint_seconds <= run.CHECKPOINT_SECONDS:
+        right = f"from 0 to {run.CHECKPOINT_SECONDS:.0f}"
+        raise ConfigError(f"checkpoint-seconds is {arguments.checkpoint_seconds}; it must be {right}")
     processes = arguments.coordinator, arguments.num_processes, arguments.process_id
     if arguments.debug_nans and (arguments.distributed or any(value is not None for value in processes)):
         raise ConfigError("debug-nans is for one process alone; its checkpoints resume in any number")
@@ -317,6 +322,7 @@ def _train(argv: list[str]) -> int:
             data_dir=arguments.data_dir,
             mesh=arguments.mesh,
             debug_nans=arguments.debug_nans,
+            checkpoint_seconds=arguments.checkpoint_seconds,
         )
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):

@@ -205,12 +205,12 @@ def on_first(function: Callable[[], Any]) -> None:
         raise failure
 
 
-def agree(stop: int | None, save: bool) -> tuple[int | None, bool]:
-    """What every process is to do after a unit: stop if any was told to, save when the first says so."""
+def agree(stop: int | None, *flags: bool) -> tuple[int | None, list[bool]]:
+    """What every process is to do after a unit: stop if any was told to, and what the first one's flags say."""
     if jax.process_count() == 1:
-        return stop, save
-    told = np.asarray(multihost_utils.process_allgather(np.array([stop or 0, save], np.int32)))
-    return int(told[:, 0].max()) or None, bool(told[0, 1])
+        return stop, list(flags)
+    told = np.asarray(multihost_utils.process_allgather(np.array([stop or 0, *flags], np.int32)))
+    return int(told[:, 0].max()) or None, [bool(flag) for flag in told[0, 1:]]
 
 
 def _constrain(tree: T, spec: jax.P) -> T:

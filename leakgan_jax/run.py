@@ -29,7 +29,7 @@ from leakgan_jax.rundir import RunError
 from leakgan_jax.types import Array, GanState, Key, Params
 
 TABLE_TEMPERATURES = (1.0, 1 / 1.5)  # the second is that of the published numbers
-CHECKPOINT_SECONDS = 60.0  # at most so long, plus a unit, is lost to a kill
+CHECKPOINT_SECONDS = 60.0  # between checkpoints, at most: so long, plus a unit, is lost to a kill
 _HERE = Path(__file__).parent
 _STREAM_BATCH = 64  # sentences; the first appear soon, and a small --num is not much waste
 
@@ -175,6 +175,7 @@ def train(
     data_dir: Path | None = None,
     mesh: str = "",
     debug_nans: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> int | None:
     """Runs the schedule in `out`, or what is left of it, and writes the report.
 
@@ -188,6 +189,8 @@ def train(
         data_dir: the same; a run that is resumed has its own.
         mesh: the devices that share the run, as in `parallel.make_mesh`.
         debug_nans: if a number goes wrong, repeats the unit one operation at a time to find which it was.
+        checkpoint_seconds: between checkpoints, at most `CHECKPOINT_SECONDS`; the best state of that time is saved with
+            the newest.
     Returns:
         None when the run is complete, or the number of the signal that stopped it after a unit.
     Raises:
@@ -229,7 +232,7 @@ def train(
         running = _Running(config, seeds, out, places, task, devices, arrays, keys, checkpoints, extras, lines, display)
         last_mle = next((u for u in reversed(units) if u.phase == "pretrain" and u.kind == "mle"), None)
         clock = time.monotonic() - extras[0].get("seconds", 0.0)
-        saved_at = time.monotonic()
+        saved_at = drawn_at = time.monotonic()
         display.start(config, units, done, task, seeds)
         if devices.size > 1 or left_out:
             display.message(_describe_mesh(devices, left_out))
@@ -238,27 +241,40 @@ def train(
             if units[index] == last_mle:
                 for extra, rows in zip(extras, running.table_rows(state.params), strict=True):
                     extra["mle_last"] = rows
-            improved = running.record(new, round(time.monotonic() - clock, 3))
+            best = running.record(new, round(time.monotonic() - clock, 3))
             display.update(index + 1, new, seconds)
-            due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            stop, save = parallel.agree(signals.caught, due or improved)
-            if save or stop or index + 1 == len(units):
+            stop, (due, *best) = parallel.agree(
+                signals.caught, time.monotonic() - saved_at >= checkpoint_seconds, *best
+            )
+            running.keep_best(index + 1, state, units[index].phase, best)
+            if due or stop or index + 1 == len(units):
                 running.save(index + 1, state)
-            if due or stop:
-                running.draw_curves()
                 saved_at = time.monotonic()
+            if stop or time.monotonic() - drawn_at >= CHECKPOINT_SECONDS:
+                running.draw_curves()
+                drawn_at = time.monotonic()
             if stop:
                 return stop
         display.message("scoring the table")
         table = running.mle_table() if last_mle else {}
-        stop, _ = parallel.agree(signals.caught, False)
+        stop, _ = parallel.agree(signals.caught)
         if config.adversarial_iterations and not stop:
             table[config.title] = running.table_rows(state.params)
-        stop, _ = parallel.agree(signals.caught, False)
+        stop, _ = parallel.agree(signals.caught)
         if stop:
             return stop
         running.write_reports(table)
     return None
+
+
+class _Snapshot(NamedTuple):
+    """A state that is to be saved, with what checkpoints remember beside it."""
+
+    step: int  # units done
+    state: GanState
+    extras: list[dict[str, Any]]
+    metrics: list[dict[str, float]]  # by which the best is told
+    best_of: frozenset[tuple[str, int]]  # phase and place of the seeds that have their lowest NLL_gen so far in it
 
 
 @dataclasses.dataclass
@@ -278,6 +294,7 @@ class _Running:
     lines: list[list[dict[str, Any]]]  # of metrics.jsonl, of all units done
     display: Any
     collapsed: set[Path] = dataclasses.field(default_factory=set)  # by their last evaluation
+    _best: _Snapshot | None = None  # since the last checkpoint
 
     def do(
         self, unit: Unit, index: int, before: GanState, debug_nans: bool
@@ -331,29 +348,54 @@ class _Running:
                 self.display.message(f"{warning} ({place.name}, {new[0]['phase']} {new[0]['step']})")
         self.collapsed = {place for place, warning in warnings.items() if warning}
 
-    def record(self, new: list[dict[str, Any]], seconds: float) -> bool:
-        """Adds a unit's metric lines to those there are; whether a seed has its lowest NLL_gen so far."""
-        improved = False
+    def record(self, new: list[dict[str, Any]], seconds: float) -> list[bool]:
+        """Adds a unit's metric lines to those there are; of each seed, whether it has its lowest NLL_gen so far."""
+        best = []
         for place, extra, own, line in zip(self.places, self.extras, self.lines, new, strict=True):
             extra["seconds"] = line["seconds"] = seconds
             own.append(line)
             extra["metrics_sha256"] = rundir.lines_digest([line], extra.get("metrics_sha256", ""))
             if parallel.is_first():
                 rundir.append(place / "metrics.jsonl", line)
-            if "nll_gen" in line and line["nll_gen"] <= extra.get("lowest_nll_gen", math.inf):
+            best.append("nll_gen" in line and line["nll_gen"] <= extra.get("lowest_nll_gen", math.inf))
+            if best[-1]:
                 extra["lowest_nll_gen"] = line["nll_gen"]
-                improved = True
-        return improved
+        return best
+
+    def keep_best(self, step: int, state: GanState, phase: str, best: list[bool]) -> None:
+        """Keeps a state in which some seeds are the best so far until the next `save`."""
+        best_of = frozenset((phase, i) for i, is_best in enumerate(best) if is_best)
+        if not best_of:
+            return
+        if self._best and not self._best.best_of <= best_of:  # another seed's, or of pre-training, whose best is wanted
+            self._write(self._best)
+        self._best = self._snapshot(step, state, best_of)
 
     def save(self, step: int, state: GanState) -> None:
-        """Saves each seed's part of the state after `step` units."""
-        leaves, tree = jax.tree.flatten(parallel.fetch(state))
-        for i, (checkpoints, extra, lines) in enumerate(zip(self.checkpoints, self.extras, self.lines, strict=True)):
+        """Saves the state after `step` units, and the best one since it was last called."""
+        best, self._best = self._best, None
+        if best and best.step < step:
+            self._write(best)
+        self._write(self._snapshot(step, state))
+
+    def _snapshot(self, step: int, state: GanState, best_of: frozenset = frozenset()) -> _Snapshot:
+        metrics = []
+        for lines in self.lines:
+            line = lines[-1] if lines else {}
+            scored = (
+                {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
+                if "nll_gen" in line
+                else {}
+            )
+            metrics.append(scored)
+        return _Snapshot(step, state, [dict(extra) for extra in self.extras], metrics, best_of)
+
+    def _write(self, snapshot: _Snapshot) -> None:
+        """Saves each seed's part of it."""
+        leaves, tree = jax.tree.flatten(parallel.fetch(snapshot.state))
+        for i, checkpoints in enumerate(self.checkpoints):
             own = leaves if len(self.checkpoints) == 1 else [leaf[i] for leaf in leaves]
-            best = {}
-            if lines and "nll_gen" in (line := lines[-1]):
-                best = {"nll_gen": line["nll_gen"], "pretrain": float(line["phase"] == "pretrain")}
-            checkpoints.save(step, jax.tree.unflatten(tree, own), extra, best)
+            checkpoints.save(snapshot.step, jax.tree.unflatten(tree, own), snapshot.extras[i], snapshot.metrics[i])
 
     def table_rows(self, params: Params) -> list[list[dict[str, Any]]]:
         return _table_rows(self.config, self.arrays, params, self.keys.table)
@@ -722,7 +764,7 @@ def _restore_or_init(
 ) -> tuple[GanState, int, list[dict]]:
     """The state, the units done and what else each seed's checkpoint holds."""
     steps = [of_seed.steps() for of_seed in checkpoints]
-    _, anew = parallel.agree(None, not all(steps))
+    _, [anew] = parallel.agree(None, not all(steps))
     if anew:  # killed before the first was saved, or some seeds' first
         if any(len(of_seed) > 1 for of_seed in steps):
             raise RunError(

@@ -343,7 +343,7 @@ def test_overhead_is_of_one_run_and_compile_time_apart(tiny_config, fast_compile
     assert "leakgan_jax.run.no_such_function" in missing and "leakgan_jax.rundir.append" not in missing
     assert by_name["unit, mle"].calls == 4 and by_name["unit, discriminator"].calls == 2
     assert by_name["evaluation"].calls == 3 and by_name["metric lines"].calls >= 6
-    assert by_name["checkpoint: write, sync, rename"].calls == 3
+    assert by_name["checkpoint: write, sync, rename"].calls == 1  # the last is the best
     assert by_name["unit, mle"].total < by_name["unit, mle"].first  # which compiled
     assert by_name["metric lines"].total > by_name["metric lines"].first
     assert "table" not in by_name

@@ -16,6 +16,7 @@ from test_run import CORPUS, TEXT, TINY, assert_same_run, leakgan, metrics
 from leakgan_jax import run, rundir
 from leakgan_jax.checkpoint import Checkpoints
 
+KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("fast_compile", "unchecked_keys")
 
 
@@ -123,6 +124,30 @@ def test_a_seed_that_lost_its_checkpoints_does_not_cost_the_others_theirs(togeth
     assert leakgan("train", "--out", out, "--resume") == 2
     assert "seed-6 has lost its checkpoints" in capsys.readouterr().err
     assert (steps_of(out / "seed-5"), metrics(out / "seed-5")) == before
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_the_best_of_every_seed_is_saved_however_seldom(tmp_path, seconds):
+    """Between two checkpoints the best of one seed, or of pre-training, must not be lost to a later one of another."""
+    steep = ["--generator-lr", 0.3, "--adversarial-lr", 0.01, "--mle-epochs", 4, "--eval-every", 1]
+    out = tmp_path / "run"
+    argv = ["train", "--out", out, "--seeds", 3, *TINY, *steep, "--checkpoint-seconds", seconds]
+    assert leakgan(*argv) == 0
+    found = {}
+    for place in rundir.directories(out, [0, 1, 2]):
+        config = rundir.open_run(place)[0]
+        scored = [line for line in metrics(place) if "nll_gen" in line]
+        for which, among in (("best", scored), ("mle", [line for line in scored if line["phase"] == "pretrain"])):
+            expected = min(among, key=lambda line: (line["nll_gen"], -line["unit"]))["unit"]
+            with Checkpoints(place, create=False) as checkpoints:
+                restored = checkpoints.restore(run.target(config), which)
+            assert restored.step == expected
+            params = restored.state.params
+            assert run.evaluate(config, run.load_task(config, rundir.open_run(place)[1])[1], params, KEY, 1.0)[1][
+                "nll_gen"
+            ] == pytest.approx(restored.metrics["nll_gen"], abs=1e-4)
+            found[place.name, which] = expected
+    assert len({found[f"seed-{seed}", "mle"] for seed in range(3)}) > 1
 
 
 def test_changed_metric_lines_are_refused_and_deleted_ones_are_told(together, tmp_path, capsys):
