@@ -28,8 +28,13 @@ class Program:
         lowered = jax.jit(function, donate_argnums=0 if trains and donate else ()).lower(state, data)
         self._compiled = lowered.compile()
         self.compile_s = time.perf_counter() - began
-        self._trains, self._data = trains, data
+        self._trains, self._data, self._first = trains, data, state
         self._state = jax.tree.map(jnp.copy, state) if trains else state
+
+    def renew(self) -> None:
+        """Goes on from the first state, in another place of memory."""
+        if self._trains:
+            self._state = jax.tree.map(jnp.copy, self._first)
 
     def seconds(self) -> float:
         """Of one call, until its results are there."""

@@ -7,9 +7,10 @@ One run of the preset, checkpoints at the interval that users have, in one proce
 timed from outside while it trains, those within others apart, and every unit until its results are there. The first
 unit of each kind and the first evaluation compile and are left out of training, while first calls of what keeps the
 run safe are counted. What the checks of `COMPILED` add to a unit is timed afterwards: the units with and without them,
-called in turn, and the median of the differences between neighbours, with its standard error (1.25 of the mean's, from
-the quartiles); it is small beside the noise of a machine that is shared. Curves and samples, of `REPORTING`, are rows
-of the table and no part of the sum. Data is drawn here. Prints a Markdown table and appends a JSON line.
+called in turn, and the median of the differences between neighbours. Where arrays lie in memory matters as much as the
+checks (two programs that are the same differ by 1%), so this is done `ROUNDS` times with states in other places: the
+mean of the medians and its standard error. Curves and samples, of `REPORTING`, are rows of the table and no part of the
+sum. Data is drawn here. Prints a Markdown table and appends a JSON line.
 """
 
 import contextlib
@@ -54,6 +55,7 @@ COMPILED: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("leakgan_jax.health", "state", lambda tree: {}),
 )
 IN_UNITS = "checks inside the units"
+ROUNDS = 8
 LIMIT = 0.03  # of training
 
 
@@ -115,9 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = measure.parser("benchmarks.overhead", __doc__)
     parser.add_argument("--preset", default="quickstart", metavar="NAME", help="of the synthetic task")
     parser.add_argument(
-        "--repeats", type=measure.positive, default=31, help="calls of each unit with and without checks"
+        "--repeats", type=measure.positive, default=10, help="calls of each unit with and without checks, a round"
     )
-    parser.add_argument("--budget", type=measure.seconds, default=150, help="seconds for them, or 3 calls of each")
+    parser.add_argument(
+        "--budget", type=measure.seconds, default=300, help="seconds for them, or 3 calls of each a round"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.jsonl"))
     args = parser.parse_args(argv)
     try:
@@ -214,7 +218,7 @@ def without(checks: tuple[tuple[str, str, Callable[..., Any]], ...]) -> Iterator
 
 
 def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> Part | None:
-    """What the checks inside the units added to the run: the median difference of a unit, times their number."""
+    """What the checks inside the units added to the run: the difference of a unit, times their number."""
     checks = tuple(check for check in COMPILED if _owner(*check[:2]))
     if not checks:
         return None
@@ -232,9 +236,13 @@ def in_units(config: Config, parts: list[Part], repeats: int, budget: float) -> 
         programs = [measure.Program(unit, state, data, trains=True, donate=False)]  # kept, to be saved if need be
         with without(checks):
             programs.append(measure.Program(functools.partial(unit), state, data, trains=True))
-        checked, plain = np.transpose(measure.alternate(programs, repeats, budget / len(parts)))
-        low, added, high = np.quantile(checked - plain, (0.25, 0.5, 0.75))
-        error = 1.25 * (high - low) / 1.35 / np.sqrt(len(checked))
+        medians = []
+        for _ in range(ROUNDS):
+            for program in programs:
+                program.renew()
+            checked, plain = np.transpose(measure.alternate(programs, repeats, budget / len(parts) / ROUNDS))
+            medians.append(np.median(checked - plain))
+        added, error = np.mean(medians), np.std(medians, ddof=1) / np.sqrt(ROUNDS)
         total, variance, count = total + added * part.calls, variance + (error * part.calls) ** 2, count + part.calls
     return Part(IN_UNITS, count, total / count, total / count, total, float(np.sqrt(variance)))
 
