@@ -421,6 +421,8 @@ BAD = {
     "words of a run without": (["sample", "FINISHED", "--num", "3", "--detokenize"], "no words"),
     "a folder for a corpus": (["train", "coco", "--out", "OUT", "--corpus", "."], "folder"),
     "a missing oracle": (["train", "--out", "OUT", "--oracle-file", "nowhere.npz"], "nowhere.npz"),
+    "checkpoints too seldom": (["train", "--out", "OUT", "--checkpoint-seconds", "61"], "it must be from 0 to 60"),
+    "no number of seconds": (["train", "--out", "OUT", "--checkpoint-seconds", "nan"], "checkpoint-seconds is nan"),
     "nothing to resume": (["train", "--out", "OUT", "--resume"], "config.json"),
     "nothing to sample": (["sample", "OUT", "--num", "3"], "config.json"),
     "no sentences": (["sample", "FINISHED", "--num", "0"], "num"),
