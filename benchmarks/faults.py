@@ -71,7 +71,7 @@ NOTICE = re.compile(
     r"damaged|fall(?:ing|s) back|fell back|differs? from|digest|incomplete|unfinished|cannot be read|changed since",
     re.I,
 )
-LOST = re.compile(r"metrics\.jsonl: the lines of [\d,]+ of [\d,]+ units are lost")
+LOST = re.compile(r"metrics\.jsonl: the lines of ([\d,]+) of ([\d,]+) units are lost")
 # A run writes these anew at every evaluation or at its end, and never reads them: their loss says nothing false.
 REWRITTEN = ("samples.txt", "curves.png", "report.md")
 
@@ -227,10 +227,15 @@ def noticed(text: str) -> list[str]:
 
 def told_lines(stderr: str, whole: Result, result: Result) -> Result:
     """`result` with the metric lines of `whole` in place of those that, as a line says, are lost."""
-    if not LOST.search(stderr):
+    told = LOST.search(stderr)
+    if not told:
         return result
-    units = {line.get("unit"): line for line in (*whole.lines, *result.lines)}
-    return result._replace(lines=[units[unit] for unit in sorted(units)])
+    lost, done = (int(number.replace(",", "")) for number in told.groups())
+    there = {line.get("unit") for line in result.lines}
+    missing = [line for line in whole.lines if line["unit"] <= done and line["unit"] not in there]
+    if len(missing) != lost:
+        return result
+    return result._replace(lines=sorted(missing + result.lines, key=lambda line: line.get("unit")))
 
 
 def judge_damage(
@@ -531,7 +536,8 @@ def kill(shop: Workshop, rng: random.Random, out: Path, times: int) -> list[Tria
         _check_goes_on(stopped, ended, out)
         stopped = None
         at_end = at == shop.units and (out / "report.md").exists() and ended.status in (0, -SIGNALS[name])
-        if complete or at_end or (ended.status == 0 and name == "SIGKILL"):
+        by_itself = name == "SIGKILL" and ended.status == 0 and (out / "report.md").exists()
+        if complete or at_end or by_itself:
             break  # there was nothing left to stop
         trial = {"signal": name, "moment": moment, "unit": units_done(out), "unfinished": unfinished(out)}
         trials.append({**trial, "outcome": "resumed identically", "why": ""})

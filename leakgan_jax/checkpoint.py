@@ -79,7 +79,7 @@ def _warn(line: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of the run in `path`; a context manager. Only `create` and `save` change the disk.
+    """The checkpoints of the run in `path`; a context manager. Only `create`, `save` and `clear` change the disk.
 
     Kept are the newest two, the one with the lowest `nll_gen`, and the one with the lowest `nll_gen` among those
     with `pretrain == 1`: at most four. One program may save at a time, any number may restore.
@@ -196,6 +196,14 @@ class Checkpoints:
             if self._leads:
                 with contextlib.suppress(OSError):  # the failure that is under way says more
                     self._tidy()
+
+    def clear(self) -> None:
+        """Deletes all checkpoints. Raises CheckpointError if that cannot be."""
+        with self._together("cannot be cleared"):
+            if self._leads:
+                for step in self.steps():
+                    self._at(step).rename(self._at(step, "dropped"))
+                self._tidy()
 
     def restore(
         self,

@@ -300,9 +300,6 @@ def _train(argv: list[str]) -> int:
     from leakgan_jax import parallel, run
     from leakgan_jax.display import Display
 
-    if not 0 <= arguments.checkpoint_seconds <= run.CHECKPOINT_SECONDS:
-        right = f"from 0 to {run.CHECKPOINT_SECONDS:.0f}"
-        raise ConfigError(f"checkpoint-seconds is {arguments.checkpoint_seconds}; it must be {right}")
     processes = arguments.coordinator, arguments.num_processes, arguments.process_id
     if arguments.debug_nans and (arguments.distributed or any(value is not None for value in processes)):
         raise ConfigError("debug-nans is for one process alone; its checkpoints resume in any number")

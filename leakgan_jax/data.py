@@ -283,6 +283,8 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
         kind = path.stat().st_mode
     except OSError:  # there is nothing, or a link to nothing
         kind = stat.S_IFREG
+    if path.is_symlink() and os.readlink(path).startswith("/proc/"):  # /dev/stdout, whatever that is
+        kind = 0
     if not stat.S_ISREG(kind):  # `--out /dev/null` is not to replace it
         what = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
         raise OSError(errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL, f"{what}; give a file", str(path))

@@ -23,7 +23,7 @@ import numpy as np
 
 from leakgan_jax import data, health, oracle, parallel, rollout, rundir, training
 from leakgan_jax.checkpoint import CheckpointError, Checkpoints, Restored, Which
-from leakgan_jax.config import Config, is_printable, printable
+from leakgan_jax.config import Config, ConfigError, is_printable, printable
 from leakgan_jax.data import write
 from leakgan_jax.rundir import RunError
 from leakgan_jax.types import Array, GanState, Key, Params
@@ -196,17 +196,20 @@ def train(
     Raises:
         RunError if a number is not finite, after saving the state before that unit; and for what cannot be resumed.
     """
+    if not 0 <= checkpoint_seconds <= CHECKPOINT_SECONDS:
+        right = f"it must be from 0 to {CHECKPOINT_SECONDS:.0f}"
+        raise ConfigError(f"checkpoint-seconds is {checkpoint_seconds}; {right}")
     if resume:
         rundir.require_whole(out)
         data_dir = data_dir or rundir.open_run(out, several=True)[2]["data_dir"] or None
     devices, left_out = parallel.make_mesh(config.batch_size, len(seeds), mesh)
+    parallel.require_same(  # before anything that all must take part in
+        {"settings": config.to_json(), "seeds": list(seeds), "resume": resume, "mesh": dict(devices.shape)}
+    )
     if config.dataset and jax.process_count() > 1:  # prepared by one process, then read by all
         parallel.on_first(lambda: data.load_corpus(config, manual_dir, data_dir))
     config, task = load_tasks(config, seeds, manual_dir, data_dir)
-    parallel.require_same(
-        {"settings": config.to_json(), "seeds": list(seeds), "data": task.source, "resume": resume}
-        | {"mesh": dict(devices.shape), "versions": rundir.versions()}
-    )
+    parallel.require_same({"data": task.source, "versions": rundir.versions()})
     facts = rundir.Facts(task.source, task.vocabulary, rundir.environment(devices))
     units, keys = schedule(config), parallel.place(devices, _keys(seeds), _seeds_axis(seeds))
     places = rundir.directories(out, seeds)
@@ -777,6 +780,8 @@ def _restore_or_init(
                 raise RunError(f"{place} has lost its checkpoints, {before[-1]:.0f} s of training; {right}")
         if any((place / "metrics.jsonl").exists() for place in places):
             display.message("there is no checkpoint yet: beginning anew")
+        for of_seed in checkpoints:  # those that some seeds had already; or they would look like more than a first
+            of_seed.clear()
         init = jax.jit(functools.partial(training.init, config))
         return jax.vmap(init)(keys.init) if keys.init.ndim else init(keys.init), 0, [{} for _ in checkpoints]
     most = None

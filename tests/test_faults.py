@@ -139,6 +139,8 @@ def test_lines_that_are_told_as_lost_are_not_missed(whole):
     told = "metrics.jsonl: the lines of 1 of 2 units are lost or damaged, and left out of curves and report\n"
     assert faults.differences(expected, faults.told_lines(told, expected, left)) == []
     assert faults.differences(expected, faults.told_lines("", expected, left))
+    for other in (told.replace("1 of 2", "2 of 2"), told.replace("1 of 2", "1 of 0")):  # one is missing, of two
+        assert faults.differences(expected, faults.told_lines(other, expected, left))
     changed = left._replace(lines=[left.lines[0] | {"loss": 7.0}])
     assert "loss is 7.0" in faults.differences(expected, faults.told_lines(told, expected, changed))[0]
 

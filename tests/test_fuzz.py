@@ -713,6 +713,9 @@ def test_links_are_not_followed_by_what_is_written(tmp_path, monkeypatch):
     for name in ("pipe", "null"):  # nor is what a file cannot take the place of replaced by one
         with pytest.raises(OSError, match="not a regular file"):
             data.write(run_ / name, "x")
+    (run_ / "stdout").symlink_to("/proc/self/fd/1")
+    with pytest.raises(OSError, match="not a regular file"):
+        data.write(run_ / "stdout", "x")
     assert (run_ / "pipe").is_fifo() and (run_ / "null").is_symlink()
 
 

@@ -14,7 +14,7 @@ import pytest
 from test_run import CORPUS, TEXT, TINY, assert_same_run, leakgan, metrics
 
 from leakgan_jax import run, rundir
-from leakgan_jax.checkpoint import Checkpoints
+from leakgan_jax.checkpoint import CheckpointError, Checkpoints
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("fast_compile", "unchecked_keys")
@@ -114,6 +114,24 @@ def test_a_kill_while_the_first_checkpoints_were_saved(together, tmp_path):
     assert leakgan("train", "--out", out, "--resume") == 0
     for seed in (5, 6):
         assert_same_run(together / f"seed-{seed}", out / f"seed-{seed}")
+
+
+def test_first_checkpoints_that_failed_twice_are_no_lost_ones(tmp_path, monkeypatch, capsys):
+    """The disk is full at the first save of the second seed, at one unit and then at another."""
+    save, out = Checkpoints.save, tmp_path / "run"
+
+    def full(self, *args):
+        if "seed-1" in str(self._root):
+            raise CheckpointError("no room")
+        save(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    argv = ["train", "--out", out, "--seeds", 2, *TINY]
+    assert leakgan(*argv, "--checkpoint-seconds", 0) == 2 and steps_of(out / "seed-0") == [1]
+    assert leakgan("train", "--out", out, "--resume") == 2 and len(steps_of(out / "seed-0")) == 1
+    monkeypatch.undo()
+    assert leakgan("train", "--out", out, "--resume") == 0
+    assert "lost" not in capsys.readouterr().err
 
 
 def test_a_seed_that_lost_its_checkpoints_does_not_cost_the_others_theirs(together, tmp_path, capsys):
