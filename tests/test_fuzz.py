@@ -853,7 +853,7 @@ def test_any_file_of_a_run_disturbed(finished, undisturbed, tmp_path, name, faul
         return
     assert "Traceback" not in err, about
     if name == "train" and path.name == ("metrics.jsonl" if "lines of" in err else "samples.txt"):
-        return  # lines that are lost stay lost, and a finished run draws no samples (to read a pipe would take for ever)
+        return  # lines that are lost stay lost, and a finished run draws no samples; to read a pipe takes for ever
     found = results(name, out, printed)
     assert found == undisturbed[name] or (name != "train" and "falling back" in err), about
 
