@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # its folder is made, outside of where readers may write
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 try:
